@@ -1,0 +1,315 @@
+//! A checkpoint as its users see it: metadata and named tensors.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tensor::DType;
+
+use crate::storage::Storage;
+use crate::{CheckpointError, HuggingFace, TensorData, gguf, huggingface, sniff};
+
+/// What a checkpoint says about its model.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Metadata {
+    /// The JSON files of a Hugging Face folder.
+    HuggingFace(HuggingFace),
+    /// The key-value pairs of a GGUF file.
+    Gguf(gguf::Metadata),
+}
+
+/// How a tensor is stored: a format that can be read, or the name of one that can't.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// One of the formats of this program.
+    Supported(DType),
+    /// The name in the file: `IQ3_XXS`, `F8_E4M3`, `I64`.
+    Other(String),
+}
+
+impl fmt::Display for Encoding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Encoding::Supported(dtype) => dtype.fmt(f),
+            Encoding::Other(name) => f.write_str(name),
+        }
+    }
+}
+
+/// A tensor as one file declares it, checked against the file's length and the other tensors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawTensor {
+    /// Name in the file.
+    pub name: String,
+    /// How it is stored.
+    pub encoding: Encoding,
+    /// Dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// Its bytes in the file.
+    pub range: Range<usize>,
+}
+
+/// A tensor of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// How it is stored.
+    pub dtype: DType,
+    /// Dimensions, outermost first: `[rows, columns]` for a matrix.
+    pub shape: Vec<usize>,
+    file: usize,
+    range: Range<usize>,
+}
+
+impl TensorInfo {
+    /// Bytes of the tensor: what [`DType::tensor_bytes`] gives for its shape.
+    pub fn byte_len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// Number of weights.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The shape as a matrix `[rows, columns]`: the last dimension, and the product of the others.
+    pub fn rows_columns(&self) -> (usize, usize) {
+        match self.shape.split_last() {
+            Some((&columns, rows)) => (rows.iter().product(), columns),
+            None => (1, 1),
+        }
+    }
+}
+
+/// A tensor in a format that can't be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnsupportedTensor {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// The format's name in the file.
+    pub dtype: String,
+    /// Dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// Bytes of the tensor.
+    pub byte_len: usize,
+}
+
+/// How much of a checkpoint is stored in one format.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodingBytes {
+    /// The format.
+    pub encoding: Encoding,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Their bytes together.
+    pub bytes: u64,
+}
+
+/// An open checkpoint. Its files stay mapped as long as it or any [`TensorData`] of it lives.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: Option<PathBuf>,
+    folder: Option<PathBuf>,
+    metadata: Metadata,
+    files: Vec<Arc<Storage>>,
+    tensors: Vec<TensorInfo>,
+    unsupported: Vec<UnsupportedTensor>,
+}
+
+/// One file of a checkpoint with the tensors that count.
+pub(crate) struct Part {
+    pub(crate) storage: Arc<Storage>,
+    pub(crate) tensors: Vec<RawTensor>,
+}
+
+impl Checkpoint {
+    /// Opens a Hugging Face folder (`config.json`, `*.safetensors`) or a GGUF file (whatever its name), and checks
+    /// every header completely. No tensor is read yet.
+    ///
+    /// # Errors
+    /// [`CheckpointError::NotFound`] if nothing is at the path, [`CheckpointError::WrongKind`] if it is something
+    /// else, [`CheckpointError::MissingFile`] and [`CheckpointError::MissingShards`] for incomplete folders, and
+    /// whatever breaks the rules of the formats.
+    pub fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
+        let about = std::fs::metadata(path).map_err(|error| CheckpointError::io("open", path, error))?;
+        let (metadata, parts, folder) = if about.is_dir() {
+            let (metadata, parts) = huggingface::open(path)?;
+            (Metadata::HuggingFace(metadata), parts, Some(path.to_owned()))
+        } else {
+            let storage = Storage::map(path)?;
+            if !storage.bytes().starts_with(&gguf::MAGIC) {
+                return Err(sniff::wrong_kind(&path.display().to_string(), "a GGUF file", storage.bytes()));
+            }
+            let (metadata, parts) = gguf::open(path, storage)?;
+            (Metadata::Gguf(metadata), parts, None)
+        };
+        Checkpoint::assemble(Some(path.to_owned()), folder, metadata, parts)
+    }
+
+    /// Opens a GGUF file that is part of the program.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; split files are refused.
+    pub fn from_static(bytes: &'static [u8]) -> Result<Checkpoint, CheckpointError> {
+        const NAME: &str = "built-in model";
+        if !bytes.starts_with(&gguf::MAGIC) {
+            return Err(sniff::wrong_kind(NAME, "a GGUF file", bytes));
+        }
+        let file = gguf::parse(NAME, bytes)?;
+        if file.split_count() > 1 {
+            return Err(CheckpointError::unsupported(NAME, "it is one part of a split file"));
+        }
+        let part = Part { storage: Arc::new(Storage::Static(bytes)), tensors: file.tensors };
+        Checkpoint::assemble(None, None, Metadata::Gguf(file.metadata), vec![part])
+    }
+
+    /// Puts the tensors of all files into one sorted table.
+    fn assemble(
+        path: Option<PathBuf>,
+        folder: Option<PathBuf>,
+        metadata: Metadata,
+        parts: Vec<Part>,
+    ) -> Result<Checkpoint, CheckpointError> {
+        let (mut files, mut tensors, mut unsupported) = (Vec::new(), Vec::new(), Vec::new());
+        for (file, part) in parts.into_iter().enumerate() {
+            files.push(part.storage);
+            for RawTensor { name, encoding, shape, range } in part.tensors {
+                match encoding {
+                    Encoding::Supported(dtype) => tensors.push(TensorInfo { name, dtype, shape, file, range }),
+                    Encoding::Other(dtype) => {
+                        unsupported.push(UnsupportedTensor { name, dtype, shape, byte_len: range.len() });
+                    }
+                }
+            }
+        }
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        unsupported.sort_by(|a, b| a.name.cmp(&b.name));
+        let twice = tensors.windows(2).find(|pair| pair[0].name == pair[1].name).map(|pair| &pair[0].name);
+        if let Some(name) = twice {
+            let place = path.as_deref().map_or("built-in model".to_owned(), |path| path.display().to_string());
+            return Err(CheckpointError::invalid(&place, format!("tensor `{name}` is in two of its files")));
+        }
+        Ok(Checkpoint { path, folder, metadata, files, tensors, unsupported })
+    }
+
+    /// What the checkpoint says about its model.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// The Hugging Face folder, where the tokenizer's files are too; `None` for GGUF.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
+    /// What [`Checkpoint::open`] was given; `None` for a built-in model.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// All tensors in formats that can be read, sorted by name.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// All other tensors, sorted by name.
+    pub fn unsupported(&self) -> &[UnsupportedTensor] {
+        &self.unsupported
+    }
+
+    /// The tensor of that name, if it is there in a format that can be read.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.get(name).ok()
+    }
+
+    /// The tensor of that name.
+    ///
+    /// # Errors
+    /// [`CheckpointError::MissingTensor`], or [`CheckpointError::UnsupportedDType`] if it is there in a format that
+    /// can't be read.
+    pub fn get(&self, name: &str) -> Result<&TensorInfo, CheckpointError> {
+        if let Ok(index) = self.tensors.binary_search_by(|info| info.name.as_str().cmp(name)) {
+            return Ok(&self.tensors[index]);
+        }
+        match self.unsupported.iter().find(|info| info.name == name) {
+            Some(info) => Err(CheckpointError::UnsupportedDType { name: name.into(), dtype: info.dtype.clone() }),
+            None => Err(CheckpointError::MissingTensor { name: name.to_owned() }),
+        }
+    }
+
+    /// The bytes of a tensor, without copying them.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::get`].
+    pub fn bytes(&self, name: &str) -> Result<Arc<TensorData>, CheckpointError> {
+        let info = self.get(name)?;
+        Ok(Arc::new(TensorData::new(self.files[info.file].clone(), info.range.clone())))
+    }
+
+    /// Bytes of all mapped files together.
+    pub fn file_bytes(&self) -> u64 {
+        self.files.iter().map(|storage| storage.bytes().len() as u64).sum()
+    }
+
+    /// Number of tensors and bytes of each format, the largest first.
+    pub fn bytes_by_encoding(&self) -> Vec<EncodingBytes> {
+        let supported = self.tensors.iter().map(|info| (Encoding::Supported(info.dtype), info.byte_len()));
+        let others = self.unsupported.iter().map(|info| (Encoding::Other(info.dtype.clone()), info.byte_len));
+        let mut groups = BTreeMap::<String, EncodingBytes>::new();
+        for (encoding, bytes) in supported.chain(others) {
+            let group = groups.entry(encoding.to_string()).or_insert(EncodingBytes { encoding, tensors: 0, bytes: 0 });
+            group.tensors += 1;
+            group.bytes += bytes as u64;
+        }
+        let mut groups: Vec<_> = groups.into_values().collect();
+        groups.sort_by_key(|group| std::cmp::Reverse(group.bytes));
+        groups
+    }
+}
+
+/// Bytes of a tensor whose rows are a multiple of `block_len`, or `None` if its size, that of one of its rows or one
+/// of its dimensions can't exist in memory, even where another dimension is 0.
+pub(crate) fn shape_bytes(shape: &[u64], block_len: u64, block_bytes: u64) -> Option<u64> {
+    let fits = |bytes: &u64| usize::try_from(*bytes).is_ok();
+    let (columns, rows) = shape.split_last().map_or((1, shape), |(&columns, rows)| (columns, rows));
+    let row_bytes = (columns / block_len).checked_mul(block_bytes).filter(fits)?;
+    let rows = rows.iter().try_fold(1u64, |product, dimension| product.checked_mul(*dimension).filter(fits))?;
+    rows.checked_mul(columns).filter(fits)?;
+    shape.iter().all(fits).then_some(())?;
+    rows.checked_mul(row_bytes).filter(fits)
+}
+
+/// Checks that no two tensors of a file share a byte.
+///
+/// # Errors
+/// Names the first two that do.
+pub(crate) fn check_overlaps(file: &str, tensors: &[RawTensor]) -> Result<(), CheckpointError> {
+    let mut order: Vec<&RawTensor> = tensors.iter().filter(|tensor| !tensor.range.is_empty()).collect();
+    order.sort_by_key(|tensor| tensor.range.start);
+    for pair in order.windows(2) {
+        if pair[1].range.start < pair[0].range.end {
+            let problem = format!(
+                "tensors `{}` and `{}` overlap: bytes {:?} and {:?}",
+                pair[0].name, pair[1].name, pair[0].range, pair[1].range
+            );
+            return Err(CheckpointError::invalid(file, problem));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that every name occurs once.
+///
+/// # Errors
+/// Names the first that doesn't.
+pub(crate) fn check_names(file: &str, tensors: &[RawTensor]) -> Result<(), CheckpointError> {
+    let mut names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(CheckpointError::invalid(file, format!("it has two tensors `{}`", pair[0]))),
+        None => Ok(()),
+    }
+}
