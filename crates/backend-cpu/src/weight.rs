@@ -1,0 +1,82 @@
+//! The weights of a loaded program.
+
+use std::sync::Arc;
+
+use tensor::{BackendError, DType, Precision, WeightBytes, WeightSource};
+
+use crate::panel::{BLOCK, PanelMatrix};
+use crate::pool::Pool;
+
+/// A weight in the form that its ops read.
+pub(crate) enum Weight {
+    /// A quantized matrix for integer dot products.
+    Panels(PanelMatrix),
+    /// A matrix as the checkpoint stores it, row after row; often a mapped file.
+    Rows(RowMatrix),
+}
+
+/// A matrix `[rows, columns]` in its format's own bytes.
+pub(crate) struct RowMatrix {
+    pub(crate) dtype: DType,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) bytes: Arc<dyn WeightBytes>,
+}
+
+impl RowMatrix {
+    /// The stored bytes of one row.
+    pub(crate) fn row(&self, index: usize) -> &[u8] {
+        let row_bytes = self.bytes.bytes().len() / self.rows;
+        &self.bytes.bytes()[index * row_bytes..(index + 1) * row_bytes]
+    }
+}
+
+impl Weight {
+    /// Opens a weight and rearranges it if that pays.
+    pub(crate) fn load(
+        name: &str,
+        (dtype, rows, columns): (DType, usize, usize),
+        source: &dyn WeightSource,
+        precision: Precision,
+        pool: &Pool,
+    ) -> Result<Weight, BackendError> {
+        let failed = |source| BackendError::Weight { name: name.to_owned(), source };
+        let bytes = source.open(name).map_err(failed)?;
+        let expected = dtype.tensor_bytes(rows, columns);
+        if expected != Some(bytes.bytes().len()) {
+            let found = bytes.bytes().len();
+            return Err(failed(format!("expected {expected:?} bytes of {dtype} {rows} × {columns}, found {found}").into()));
+        }
+        if precision == Precision::Fast && columns.is_multiple_of(BLOCK) {
+            let release = |range| bytes.release(range);
+            if let Some(matrix) = PanelMatrix::pack(dtype, rows, columns, bytes.bytes(), &release, pool) {
+                return Ok(Weight::Panels(matrix));
+            }
+        }
+        Ok(Weight::Rows(RowMatrix { dtype, rows, columns, bytes }))
+    }
+
+    /// Rows: a linear layer's outputs.
+    pub(crate) fn rows(&self) -> usize {
+        match self {
+            Weight::Panels(matrix) => matrix.rows,
+            Weight::Rows(matrix) => matrix.rows,
+        }
+    }
+
+    /// Bytes that a pass reads.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Weight::Panels(matrix) => matrix.bytes(),
+            Weight::Rows(matrix) => matrix.bytes.bytes().len(),
+        }
+    }
+
+    /// Decodes one row.
+    pub(crate) fn decode_row(&self, row: usize, values: &mut [f32]) {
+        match self {
+            Weight::Panels(matrix) => matrix.decode_row(row, values),
+            Weight::Rows(matrix) => matrix.dtype.codec().decode(matrix.row(row), values),
+        }
+    }
+}
