@@ -5,7 +5,7 @@ use crate::level::{Level, Vectorized};
 use crate::panel::BLOCK;
 use crate::pool::Pool;
 
-/// Token rows are padded to a multiple of this (with zero rows), for kernels that take 16 at once.
+/// More rows than fit one call of a vector kernel are padded to a multiple of this, for kernels that take 16 at once.
 pub(crate) const ROW_MULTIPLE: usize = 16;
 
 /// Rows of activations in blocks of 32 columns: `value ≈ scale · q`, `scale = max|value| / 127`.
@@ -22,13 +22,15 @@ pub(crate) struct Activations {
     pub(crate) scales: Aligned<f32>,
     /// Sums of the quants over half blocks, `[block][half][row]`.
     pub(crate) sums: Aligned<i32>,
+    /// Rows that there is room for, padding included.
+    capacity: usize,
     columns_max: usize,
 }
 
 impl Activations {
     /// Room for `rows` rows of up to `columns` columns.
     pub(crate) fn new(rows: usize, columns: usize) -> Self {
-        let stride = rows.next_multiple_of(ROW_MULTIPLE);
+        let stride = padded(rows);
         let blocks = columns.div_ceil(BLOCK);
         Activations {
             rows: 0,
@@ -38,6 +40,7 @@ impl Activations {
             quants: Aligned::new(stride * blocks * BLOCK + 64),
             scales: Aligned::new(stride * blocks),
             sums: Aligned::new(2 * stride * blocks),
+            capacity: stride,
             columns_max: columns,
         }
     }
@@ -56,7 +59,8 @@ impl Activations {
     /// Rounds `values` `[rows, columns]`.
     pub(crate) fn quantize(&mut self, level: Level, pool: &Pool, values: &[f32], columns: usize) {
         let rows = values.len() / columns;
-        debug_assert!(rows <= self.stride && columns <= self.columns_max && columns.is_multiple_of(BLOCK));
+        self.stride = padded(rows);
+        assert!(self.stride <= self.capacity && columns <= self.columns_max && columns.is_multiple_of(BLOCK));
         self.rows = rows;
         self.columns = columns;
         let target = Target {
@@ -71,14 +75,17 @@ impl Activations {
                 level.run(QuantizeRow { target: &target, row, values: &values[row * columns..(row + 1) * columns] });
             }
         });
-        // Rows up to the next multiple of 16 are multiplied by some kernels; what comes out is dropped, but scales from
-        // an earlier, larger batch could overflow.
-        for row in rows..rows.next_multiple_of(ROW_MULTIPLE).min(self.stride) {
-            for block in 0..columns / BLOCK {
-                self.scales[block * self.stride + row] = 0.0;
-            }
+        // Kernels that take 16 rows multiply the padding too. What comes out is dropped, but scales left over from an
+        // earlier batch could overflow.
+        for block in 0..columns / BLOCK {
+            self.scales[block * self.stride + rows..(block + 1) * self.stride].fill(0.0);
         }
     }
+}
+
+/// Rows with padding.
+fn padded(rows: usize) -> usize {
+    if rows <= crate::isa::TOKENS { rows } else { rows.next_multiple_of(ROW_MULTIPLE) }
 }
 
 /// Where a row goes: threads write different rows of the same arrays.

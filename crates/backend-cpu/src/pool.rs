@@ -99,8 +99,8 @@ impl Pool {
     pub(crate) fn for_ranges(&self, count: usize, grain: usize, body: &(dyn Fn(std::ops::Range<usize>) + Sync)) {
         let grain = grain.max(1);
         if count <= grain || self.workers.is_empty() {
-            if count > 0 {
-                body(0..count);
+            for start in (0..count).step_by(grain) {
+                body(start..(start + grain).min(count));
             }
             return;
         }
@@ -112,6 +112,39 @@ impl Pool {
                     return;
                 }
                 body(start..(start + grain).min(count));
+            }
+        });
+    }
+}
+
+impl Pool {
+    /// As [`Pool::for_ranges`], but with ranges that start large and shrink to `grain`: long consecutive runs for data
+    /// that streams from memory, and short ones at the end, so that all threads finish together. (Guided
+    /// self-scheduling, Polychronopoulos & Kuck 1987.)
+    pub(crate) fn for_shrinking_ranges(
+        &self,
+        count: usize,
+        grain: usize,
+        body: &(dyn Fn(std::ops::Range<usize>) + Sync),
+    ) {
+        if count <= grain || self.workers.is_empty() {
+            if count > 0 {
+                body(0..count);
+            }
+            return;
+        }
+        let next = AtomicUsize::new(0);
+        self.run(&|_| {
+            let mut start = next.load(Ordering::Relaxed);
+            while start < count {
+                let size = ((count - start) / (2 * self.threads())).max(grain).min(count - start);
+                match next.compare_exchange_weak(start, start + size, Ordering::Relaxed, Ordering::Relaxed) {
+                    Ok(_) => {
+                        body(start..start + size);
+                        start = next.load(Ordering::Relaxed);
+                    }
+                    Err(now) => start = now,
+                }
             }
         });
     }
@@ -209,10 +242,15 @@ mod tests {
 
     #[test]
     fn every_index_is_visited_once() {
-        let pool = Pool::new(3);
-        for count in [0usize, 1, 2, 7, 100, 1001] {
+        for (threads, count) in [1, 3].into_iter().flat_map(|t| [0usize, 1, 2, 7, 100, 1001].map(|count| (t, count))) {
             let sum = AtomicU64::new(0);
-            pool.for_ranges(count, 7, &|range| {
+            Pool::new(threads).for_ranges(count, 7, &|range| {
+                assert!(range.len() <= 7);
+                sum.fetch_add(range.map(|index| index as u64 + 1).sum(), Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), (count * (count + 1) / 2) as u64);
+            let sum = AtomicU64::new(0);
+            Pool::new(threads).for_shrinking_ranges(count, 7, &|range| {
                 sum.fetch_add(range.map(|index| index as u64 + 1).sum(), Ordering::Relaxed);
             });
             assert_eq!(sum.into_inner(), (count * (count + 1) / 2) as u64);

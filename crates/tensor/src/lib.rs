@@ -1,7 +1,7 @@
 //! The words of the system: number formats, ops, programs and the contract of a backend.
 //!
 //! A model is turned into a [`Program`]: a list of [`Op`]s over numbered buffers. A [`Backend`] takes a program
-//! and the bytes of its weights, and runs it on batches of tokens. [`reference`] holds one plain `f32` function per
+//! and the bytes of its weights, and runs it on batches of tokens. [`mod@reference`] holds one plain `f32` function per
 //! op: the oracle that every backend is compared with.
 //!
 //! This crate has no threads, no files and no devices.

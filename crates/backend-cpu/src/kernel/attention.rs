@@ -234,23 +234,22 @@ fn scores<const FMA: bool>(op: &Attention<'_>, task: &Task, query: usize, keys: 
 fn add_values<const FMA: bool>(head_dim: usize, query: usize, positions: usize, state: &mut State) {
     let weights = &state.scores[query * TILE..query * TILE + positions];
     let sums = &mut state.sums[query * head_dim..(query + 1) * head_dim];
-    // 32 sums at a time stay in registers while the positions pass.
-    for (chunk, sums) in sums.chunks_mut(32).enumerate() {
-        let mut totals = [0.0f32; 32];
-        let width = sums.len();
-        totals[..width].copy_from_slice(sums);
-        for (position, &weight) in weights.iter().enumerate() {
-            let values = &state.tile[position * head_dim + chunk * 32..][..width];
-            if let Ok(values) = <&[f32; 32]>::try_from(values) {
-                for lane in 0..32 {
-                    totals[lane] = multiply_add::<FMA>(weight, values[lane], totals[lane]);
-                }
-            } else {
-                for lane in 0..width {
-                    totals[lane] = multiply_add::<FMA>(weight, values[lane], totals[lane]);
-                }
-            }
+    // Four positions at a time, so that the sums are loaded and stored once for all four.
+    let (tile, rest) = state.tile[..positions * head_dim].split_at(positions / 4 * 4 * head_dim);
+    for (weights, values) in weights.chunks_exact(4).zip(tile.chunks_exact(4 * head_dim)) {
+        let (first, values) = values.split_at(head_dim);
+        let (second, values) = values.split_at(head_dim);
+        let (third, fourth) = values.split_at(head_dim);
+        for d in 0..head_dim {
+            let sum = multiply_add::<FMA>(weights[0], first[d], sums[d]);
+            let sum = multiply_add::<FMA>(weights[1], second[d], sum);
+            let sum = multiply_add::<FMA>(weights[2], third[d], sum);
+            sums[d] = multiply_add::<FMA>(weights[3], fourth[d], sum);
         }
-        sums.copy_from_slice(&totals[..width]);
+    }
+    for (&weight, values) in weights[positions / 4 * 4..].iter().zip(rest.chunks_exact(head_dim)) {
+        for d in 0..head_dim {
+            sums[d] = multiply_add::<FMA>(weight, values[d], sums[d]);
+        }
     }
 }

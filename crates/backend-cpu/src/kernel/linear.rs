@@ -4,11 +4,10 @@ use tensor::DType;
 
 use crate::activations::Activations;
 use crate::aligned::Aligned;
-use crate::cache::f16_to_f32;
+use crate::cache::{decode_halves, f16_to_f32};
 use crate::isa::{self, Output};
 use crate::kernel::math::reduce;
 use crate::level::{Level, Vectorized, multiply_add};
-use crate::panel::PanelMatrix;
 use crate::pool::Pool;
 use crate::weight::{RowMatrix, Weight};
 
@@ -18,9 +17,8 @@ pub(crate) struct Product<'a> {
     pub(crate) output: Output,
 }
 
-/// Bytes of weights that a thread takes at once: small enough to share the work out evenly, large enough that taking
-/// costs nothing.
-const TASK_BYTES: usize = 128 << 10;
+/// Bytes of weights below which taking a task costs more than waiting for the thread that has it.
+const TASK_BYTES: usize = 24 << 10;
 
 /// Weight rows that are decoded at once in the floating-point way.
 const FLOAT_ROWS: usize = 4;
@@ -40,42 +38,34 @@ pub(crate) fn linear(
         activations.quantize(level, pool, input, columns);
     }
     let activations = &*activations;
-    let tasks: Vec<(usize, usize)> = products.iter().map(|product| task_size(product.weight)).collect();
-    let count: usize = tasks.iter().map(|&(units, grain)| units.div_ceil(grain)).sum();
-    pool.for_ranges(count, 1, &|range| {
-        let mut task = range.start;
-        for (product, &(units, grain)) in products.iter().zip(&tasks) {
-            let here = units.div_ceil(grain);
-            if task < here {
-                let part = task * grain..((task + 1) * grain).min(units);
+    let units: Vec<usize> = products.iter().map(|product| units(product.weight)).collect();
+    let count: usize = units.iter().sum();
+    let bytes: usize = products.iter().map(|product| product.weight.bytes()).sum();
+    let grain = (TASK_BYTES * count).div_ceil(bytes.max(1)).max(1);
+    pool.for_shrinking_ranges(count, grain, &|range| {
+        let mut first = 0;
+        for (product, &units) in products.iter().zip(&units) {
+            let part = range.start.max(first)..range.end.min(first + units);
+            if !part.is_empty() {
+                let part = part.start - first..part.end - first;
                 match product.weight {
-                    Weight::Panels(matrix) => multiply_panels(level, matrix, activations, part, product.output),
+                    Weight::Panels(matrix) => {
+                        isa::multiply_panels(level, matrix, activations, part, product.output);
+                    }
                     Weight::Rows(matrix) => multiply_rows(level, matrix, input, part, product.output),
                 }
-                return;
             }
-            task -= here;
+            first += units;
         }
     });
 }
 
-fn multiply_panels(
-    level: Level,
-    matrix: &PanelMatrix,
-    activations: &Activations,
-    part: std::ops::Range<usize>,
-    output: Output,
-) {
-    isa::multiply_panels(level, matrix, activations, part, output);
-}
-
-/// Units of a weight (panels or groups of rows) and how many make a task.
-fn task_size(weight: &Weight) -> (usize, usize) {
-    let units = match weight {
+/// What the rows of a weight are dealt out in: panels, or groups of rows.
+fn units(weight: &Weight) -> usize {
+    match weight {
         Weight::Panels(matrix) => matrix.panels(),
         Weight::Rows(matrix) => matrix.rows.div_ceil(FLOAT_ROWS),
-    };
-    (units, (TASK_BYTES * units).div_ceil(weight.bytes().max(1)).clamp(1, units.max(1)))
+    }
 }
 
 /// The floating-point way: decode some rows, multiply them with all tokens.
@@ -112,15 +102,9 @@ impl Vectorized for Decode<'_> {
     fn run<const FMA: bool>(self) {
         match self.dtype {
             DType::BF16 => {
-                for (value, bytes) in self.values.iter_mut().zip(self.bytes.chunks_exact(2)) {
-                    *value = f32::from_bits(u32::from(u16::from_le_bytes([bytes[0], bytes[1]])) << 16);
-                }
+                decode_halves(self.bytes, self.values, |half| f32::from_bits(u32::from(half) << 16));
             }
-            DType::F16 => {
-                for (value, bytes) in self.values.iter_mut().zip(self.bytes.chunks_exact(2)) {
-                    *value = f16_to_f32(u16::from_le_bytes([bytes[0], bytes[1]]));
-                }
-            }
+            DType::F16 => decode_halves(self.bytes, self.values, f16_to_f32),
             dtype => dtype.codec().decode(self.bytes, self.values),
         }
     }
