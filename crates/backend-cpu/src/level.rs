@@ -33,9 +33,9 @@ impl Level {
     /// it, for comparing.
     pub(crate) fn detect() -> Level {
         let available = Level::available();
-        let wanted = std::env::var("LAPIDARY_CPU").ok().and_then(|name| {
-            available.iter().copied().find(|level| format!("{level:?}").eq_ignore_ascii_case(&name))
-        });
+        let wanted = std::env::var("LAPIDARY_CPU")
+            .ok()
+            .and_then(|name| available.iter().copied().find(|level| format!("{level:?}").eq_ignore_ascii_case(&name)));
         wanted.unwrap_or_else(|| *available.last().expect("portable is always there"))
     }
 
@@ -64,9 +64,8 @@ impl Level {
     /// Runs a piece of plain code, compiled for this level.
     pub(crate) fn run<K: Vectorized>(self, kernel: K) -> K::Output {
         match self {
-            // SAFETY (all of the below): a `Level` above `Portable` only comes from `available`, which checked the
-            // processor's features.
             #[cfg(target_arch = "x86_64")]
+            // SAFETY: a `Level` above `Portable` only comes from `available`, which checked the processor's features.
             Level::Avx2 => unsafe { run_avx2(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.

@@ -61,7 +61,11 @@ impl LoadedProgram {
                     let shape = (dtype, rows, columns);
                     let weight = Weight::load(&buffer.name, shape, weights, options.precision, &pool)?;
                     memory.weights += weight.bytes() as u64;
-                    if is_vector(program, BufferId(index as u32)) { decode_vector(&weight, columns) } else { Storage::Weight(weight) }
+                    if is_vector(program, BufferId(index as u32)) {
+                        decode_vector(&weight, columns)
+                    } else {
+                        Storage::Weight(weight)
+                    }
                 }
                 BufferKind::Scratch { rows, width } => {
                     let count = match rows {
@@ -155,11 +159,13 @@ impl LoadedProgram {
                     kernel::rms_norm::rms_norm(level, &this.pool, input, norm, values, width);
                 });
             }
-            Op::Rope { head_dim, base, position_divisor, .. } => self.with_output(output, batch, |this, values, width| {
-                let table = this.ropes.iter().find(|table| table.is_for(base.0, position_divisor.0, head_dim));
-                let table = table.expect("a table was made for every rope of the program");
-                kernel::rope::rope(level, &this.pool, values, width, table);
-            }),
+            Op::Rope { head_dim, base, position_divisor, .. } => {
+                self.with_output(output, batch, |this, values, width| {
+                    let table = this.ropes.iter().find(|table| table.is_for(base.0, position_divisor.0, head_dim));
+                    let table = table.expect("a table was made for every rope of the program");
+                    kernel::rope::rope(level, &this.pool, values, width, table);
+                })
+            }
             Op::Attention { query, keys, values, head_dim, window, scale, .. } => {
                 self.with_output(output, batch, |this, outputs, width| {
                     let (query, _) = this.scratch(query, batch);
@@ -174,10 +180,7 @@ impl LoadedProgram {
                 kernel::add::add(level, &this.pool, this.scratch(input, batch).0, values, width);
             }),
             Op::SelectOutputs { input, .. } => self.with_output(output, batch, |this, values, width| {
-                let (input, _) = this.scratch(input, batch);
-                for (&row, values) in batch.outputs.iter().zip(values.chunks_exact_mut(width)) {
-                    values.copy_from_slice(&input[row as usize * width..][..width]);
-                }
+                kernel::select_outputs::select_outputs(this.scratch(input, batch).0, batch.outputs, values, width);
             }),
         }
         1
@@ -219,13 +222,7 @@ impl LoadedProgram {
     fn cache_write(&mut self, input: BufferId, id: BufferId, batch: &Batch<'_>) {
         let mut storage = self.take(id);
         if let Storage::Cache(cache) = &mut storage {
-            let (values, width) = self.scratch(input, batch);
-            let mut rows = values.chunks_exact(width);
-            for segment in batch.segments {
-                for (offset, row) in rows.by_ref().take(segment.tokens).enumerate() {
-                    cache.write(segment.sequence, segment.position + offset, row);
-                }
-            }
+            kernel::cache_write::cache_write(self.scratch(input, batch).0, batch.segments, cache);
         }
         self.buffers[id.index()] = storage;
     }
@@ -323,10 +320,10 @@ fn widest_input(program: &Program) -> usize {
 fn rope_tables(program: &Program, options: &LoadOptions) -> Vec<RopeTable> {
     let mut tables: Vec<RopeTable> = Vec::new();
     for op in program.ops() {
-        if let Op::Rope { head_dim, base, position_divisor, .. } = *op {
-            if !tables.iter().any(|table| table.is_for(base.0, position_divisor.0, head_dim)) {
-                tables.push(RopeTable::new(base.0, position_divisor.0, head_dim, options.tokens_max));
-            }
+        if let Op::Rope { head_dim, base, position_divisor, .. } = *op
+            && !tables.iter().any(|table| table.is_for(base.0, position_divisor.0, head_dim))
+        {
+            tables.push(RopeTable::new(base.0, position_divisor.0, head_dim, options.tokens_max));
         }
     }
     tables

@@ -325,14 +325,18 @@ fn pack_values(layout: &Layout, split: &SplitRow, lane: usize, values: &mut [u8]
         let bytes = &mut values[block * layout.block_bytes()..(block + 1) * layout.block_bytes()];
         let (low, high) = bytes.split_at_mut(BLOCK_VALUES * layout.low / 8);
         for (k, &quant) in quants.iter().enumerate() {
-            let (group, byte) = (k / 4, lane * 4 + k % 4);
-            let mask = 0xff >> (8 - layout.low);
-            low[group % layout.low * 64 + byte] |= (quant & mask) << (group / layout.low * layout.low);
-            if layout.high > 0 {
-                high[group % layout.high * 64 + byte] |= (quant >> layout.low) << (group / layout.high * layout.high);
+            put(low, layout.low, k, lane, quant & (0xff >> (8 - layout.low)));
+            if !high.is_empty() {
+                put(high, layout.high, k, lane, quant >> layout.low);
             }
         }
     }
+}
+
+/// Puts the value of column `k` into a zeroed plane of `bits` bits.
+fn put(plane: &mut [u8], bits: usize, k: usize, lane: usize, value: u8) {
+    let (group, byte) = (k / 4, lane * 4 + k % 4);
+    plane[group % bits * 64 + byte] |= value << (group / bits * bits);
 }
 
 /// Stores one row's scales.

@@ -45,7 +45,9 @@ impl Weight {
         let expected = dtype.tensor_bytes(rows, columns);
         if expected != Some(bytes.bytes().len()) {
             let found = bytes.bytes().len();
-            return Err(failed(format!("expected {expected:?} bytes of {dtype} {rows} × {columns}, found {found}").into()));
+            return Err(failed(
+                format!("expected {expected:?} bytes of {dtype} {rows} × {columns}, found {found}").into(),
+            ));
         }
         if precision == Precision::Fast && columns.is_multiple_of(BLOCK) {
             let release = |range| bytes.release(range);

@@ -82,12 +82,7 @@ struct Unpacked {
 }
 
 /// See [`crate::isa::multiply_panels`].
-pub(crate) fn multiply_panels(
-    matrix: &PanelMatrix,
-    activations: &Activations,
-    panels: Range<usize>,
-    output: Output,
-) {
+pub(crate) fn multiply_panels(matrix: &PanelMatrix, activations: &Activations, panels: Range<usize>, output: Output) {
     let multiply: unsafe fn(&PanelMatrix, &Activations, Range<usize>, Output) = match matrix.dtype {
         DType::Q4_0 => multiply::<{ DType::Q4_0 as usize }>,
         DType::Q4_1 => multiply::<{ DType::Q4_1 as usize }>,
@@ -184,45 +179,91 @@ unsafe fn multiply_tile<const D: usize>(
 ) -> [[f32; ROWS]; TILE] {
     let layout = const { layout::<D>() };
     let blocks = activations.columns / BLOCK;
-    let columns = BLOCK / layout.parts;
     assert!(values.len() >= blocks * BLOCK_VALUES && first + TILE <= activations.stride);
-    let quants = &activations.quants[first * activations.columns..(first + TILE) * activations.columns];
+    assert!(unpacked.scales.len() >= blocks * layout.parts * ROWS);
+    assert!(activations.quants.len() >= (first + TILE) * activations.columns);
+    let columns = BLOCK / layout.parts;
+    let multiply = |step: usize, products: &mut Products| {
+        // SAFETY: `columns` bytes of 16 rows lie inside the activations, and `columns / 4` vectors in `values`, as asserted.
+        unsafe {
+            let a = activations.quants.as_ptr().add(first * activations.columns + step * columns);
+            let b = values.as_ptr().add(step * columns * ROWS);
+            multiply_bytes(a, activations.columns, b, products);
+        }
+    };
     let mut totals = [_mm512_setzero_ps(); TILE];
-    let mut products = Products([[0; ROWS]; TILE]);
-    for block in 0..blocks {
-        for part in 0..layout.parts {
-            // SAFETY: `columns` bytes of 16 rows at this distance lie in `quants`, and `columns / 4` vectors in `values`.
-            unsafe {
-                let a = quants.as_ptr().add(block * BLOCK + part * columns);
-                let b = values.as_ptr().add(block * BLOCK_VALUES + part * columns * ROWS);
-                multiply_bytes(a, activations.columns, b, &mut products);
-            }
-            let at = (block * layout.parts + part) * ROWS;
-            // SAFETY: 16 floats, as just sliced.
-            let scale = unsafe { _mm512_loadu_ps(unpacked.scales[at..at + ROWS].as_ptr()) };
-            let (shift, offset) = if layout.has_offset() {
-                // SAFETY: as above.
-                (0.0, unsafe { _mm512_loadu_ps(unpacked.offsets[at..at + ROWS].as_ptr()) })
-            } else {
-                (layout.zero as f32, _mm512_setzero_ps())
-            };
-            let scales = &activations.scales[block * activations.stride + first..][..TILE];
-            for token in 0..TILE {
-                let sum = crate::isa::portable::part_sum(activations, block, part, layout.parts, first + token);
-                let a_sum = scales[token] * sum as f32;
-                // SAFETY: a row of 16 integers.
-                let dot = unsafe { _mm512_loadu_si512(products.0[token].as_ptr().cast()) };
-                let dot = _mm512_cvtepi32_ps(dot);
-                let scaled = _mm512_fmadd_ps(dot, _mm512_set1_ps(scales[token]), _mm512_set1_ps(-shift * a_sum));
-                totals[token] = _mm512_fmadd_ps(scaled, scale, totals[token]);
-                if layout.has_offset() {
-                    totals[token] = _mm512_fmadd_ps(offset, _mm512_set1_ps(a_sum), totals[token]);
-                }
-            }
+    // The tile unit computes the next products while the vector unit adds these.
+    let mut now = Products([[0; ROWS]; TILE]);
+    let mut next = Products([[0; ROWS]; TILE]);
+    multiply(0, &mut now);
+    let steps = blocks * layout.parts;
+    for step in (0..steps).step_by(2) {
+        if step + 1 < steps {
+            multiply(step + 1, &mut next);
+        }
+        // SAFETY: `step` is one of the panel's steps; the arrays are as long as asserted.
+        unsafe { add_products::<D>(&now, unpacked, activations, first, step, &mut totals) };
+        if step + 2 < steps {
+            multiply(step + 2, &mut now);
+        }
+        if step + 1 < steps {
+            // SAFETY: as above.
+            unsafe { add_products::<D>(&next, unpacked, activations, first, step + 1, &mut totals) };
         }
     }
     // SAFETY: 16 vectors of 16 floats are an array of them.
     unsafe { std::mem::transmute::<[__m512; TILE], [[f32; ROWS]; TILE]>(totals) }
+}
+
+/// Scales the products of one part of a block and adds them to the sums.
+///
+/// # Safety
+/// The processor has the features; part number `step` and 16 rows from `first` on exist.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+#[inline]
+unsafe fn add_products<const D: usize>(
+    products: &Products,
+    unpacked: &Unpacked,
+    activations: &Activations,
+    first: usize,
+    step: usize,
+    totals: &mut [__m512; TILE],
+) {
+    let layout = const { layout::<D>() };
+    let (block, part) = (step / layout.parts, step % layout.parts);
+    // SAFETY (of the block): all indices are inside by the contract.
+    let (a_scales, sums, scale) = unsafe {
+        let half = |half: usize| {
+            _mm512_loadu_si512(activations.sums.as_ptr().add((2 * block + half) * activations.stride + first).cast())
+        };
+        let sums = if layout.parts == 2 { half(part) } else { _mm512_add_epi32(half(0), half(1)) };
+        let a_scales = activations.scales.as_ptr().add(block * activations.stride + first);
+        let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_loadu_ps(a_scales));
+        let factor = if layout.has_offset() { 1.0 } else { -layout.zero as f32 };
+        let scaled = _mm512_mul_ps(scaled, _mm512_set1_ps(factor));
+        let mut sums = [0.0f32; TILE];
+        _mm512_storeu_ps(sums.as_mut_ptr(), scaled);
+        (a_scales, sums, _mm512_loadu_ps(unpacked.scales.as_ptr().add(step * ROWS)))
+    };
+    let offset = if layout.has_offset() {
+        // SAFETY: as above.
+        unsafe { _mm512_loadu_ps(unpacked.offsets.as_ptr().add(step * ROWS)) }
+    } else {
+        _mm512_setzero_ps()
+    };
+    for token in 0..TILE {
+        // SAFETY: a row of 16 integers, and 16 scales from `first` on.
+        let (dot, a_scale) =
+            unsafe { (_mm512_loadu_si512(products.0[token].as_ptr().cast()), _mm512_set1_ps(*a_scales.add(token))) };
+        let dot = _mm512_cvtepi32_ps(dot);
+        let sum = _mm512_set1_ps(sums[token]);
+        totals[token] = if layout.has_offset() {
+            let total = _mm512_fmadd_ps(offset, sum, totals[token]);
+            _mm512_fmadd_ps(_mm512_mul_ps(dot, a_scale), scale, total)
+        } else {
+            _mm512_fmadd_ps(_mm512_fmadd_ps(dot, a_scale, sum), scale, totals[token])
+        };
+    }
 }
 
 /// Integer products `[token][row]`.

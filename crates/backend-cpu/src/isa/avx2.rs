@@ -157,9 +157,8 @@ fn scales<const D: usize>(panel: &Panel<'_>, block: usize, part: usize) -> ([__m
     if matches!(layout.scales, crate::panel::Scales::Half) {
         let bytes = &panel.scales[block * 2 * ROWS..][..2 * ROWS];
         // SAFETY: two times 16 bytes, as just sliced.
-        let halves = unsafe {
-            [_mm_loadu_si128(bytes.as_ptr().cast()), _mm_loadu_si128(bytes.as_ptr().add(16).cast())]
-        };
+        let halves =
+            unsafe { [_mm_loadu_si128(bytes.as_ptr().cast()), _mm_loadu_si128(bytes.as_ptr().add(16).cast())] };
         return (halves.map(|half| _mm256_cvtph_ps(half)), [_mm256_setzero_ps(); 2]);
     }
     let mut scales = [0.0f32; ROWS];
@@ -168,8 +167,7 @@ fn scales<const D: usize>(panel: &Panel<'_>, block: usize, part: usize) -> ([__m
         (scales[lane], offsets[lane]) = scale_of(panel, block, part, lane);
     }
     // SAFETY: arrays of two times 8 floats.
-    let load = |values: &[f32; ROWS]| unsafe {
-        [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))]
-    };
+    let load =
+        |values: &[f32; ROWS]| unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))] };
     (load(&scales), load(&offsets))
 }

@@ -111,13 +111,7 @@ unsafe fn dot_part(values: &[__m512i; 8], quants: *const i8, part: usize, parts:
 /// # Safety
 /// `row` and `block` lie inside the activations.
 #[inline(always)]
-unsafe fn part_sum_unchecked(
-    activations: &Activations,
-    block: usize,
-    part: usize,
-    parts: usize,
-    row: usize,
-) -> i32 {
+unsafe fn part_sum_unchecked(activations: &Activations, block: usize, part: usize, parts: usize, row: usize) -> i32 {
     // SAFETY: by the contract.
     let half = |half: usize| unsafe { *activations.sums.as_ptr().add((2 * block + half) * activations.stride + row) };
     if parts == 2 { half(part) } else { half(0) + half(1) }
@@ -137,7 +131,7 @@ fn prefetch(panel: &Panel<'_>, block: usize, block_bytes: usize) {
         _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(line).cast());
     }
     let stride = panel.values.len() + panel.scales.len();
-    if block % 2 == 0 {
+    if block.is_multiple_of(2) {
         _mm_prefetch::<_MM_HINT_T1>(panel.scales.as_ptr().wrapping_add(stride + block * 2 * ROWS).cast());
     }
 }

@@ -22,7 +22,7 @@ impl Vectorized for GeluMul<'_> {
 /// `x/2 · (1 + tanh u)` with `u = √(2/π) · (x + 0.044715 x³)`, which is `x / (1 + e^(−2u))`.
 #[inline(always)]
 fn gelu<const FMA: bool>(x: f32) -> f32 {
-    const SCALE: f32 = 1.595_769_1;
+    const SCALE: f32 = 1.595_769_2;
     let twice_u = SCALE * x * multiply_add::<FMA>(0.044_715 * x, x, 1.0);
     x / (1.0 + exp::<FMA>(-twice_u))
 }

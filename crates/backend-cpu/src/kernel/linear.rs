@@ -131,7 +131,11 @@ impl Vectorized for DotRows<'_> {
 }
 
 #[inline(always)]
-fn dot_rows<const FMA: bool, const T: usize>(weights: &[f32], tokens: &[f32], columns: usize) -> [[f32; FLOAT_ROWS]; T] {
+fn dot_rows<const FMA: bool, const T: usize>(
+    weights: &[f32],
+    tokens: &[f32],
+    columns: usize,
+) -> [[f32; FLOAT_ROWS]; T] {
     let mut sums = [[[0.0f32; 16]; FLOAT_ROWS]; T];
     let vectors = columns / 16;
     for vector in 0..vectors {

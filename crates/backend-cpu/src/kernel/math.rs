@@ -21,7 +21,8 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         sum = multiply_add::<FMA>(sum, r, coefficient);
     }
-    let power = f32::from_bits(((shifted.to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32) + 127 << 23) as u32);
+    let exponent = (shifted.to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32) + 127;
+    let power = f32::from_bits((exponent << 23) as u32);
     if x < -87.0 { 0.0 } else { sum * power }
 }
 

@@ -2,12 +2,14 @@
 
 pub(crate) mod add;
 pub(crate) mod attention;
+pub(crate) mod cache_write;
 pub(crate) mod embed;
 pub(crate) mod gelu_mul;
 pub(crate) mod linear;
 pub(crate) mod math;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
+pub(crate) mod select_outputs;
 
 use std::ops::Range;
 
@@ -17,7 +19,12 @@ use crate::pool::Pool;
 const ELEMENTS_MIN: usize = 16_384;
 
 /// Calls `body` with ranges of rows of `values` `[rows, width]` and the matching part of it.
-pub(crate) fn for_rows(pool: &Pool, values: &mut [f32], width: usize, body: &(dyn Fn(Range<usize>, &mut [f32]) + Sync)) {
+pub(crate) fn for_rows(
+    pool: &Pool,
+    values: &mut [f32],
+    width: usize,
+    body: &(dyn Fn(Range<usize>, &mut [f32]) + Sync),
+) {
     struct Rows(*mut f32);
     // SAFETY: each range of rows is handed to one call.
     unsafe impl Sync for Rows {}
