@@ -6,7 +6,7 @@ use crate::activations::Activations;
 use crate::aligned::Aligned;
 use crate::cache::{decode_halves, f16_to_f32};
 use crate::isa::{self, Output};
-use crate::kernel::math::reduce;
+use crate::kernel::math::dot;
 use crate::level::{Level, Vectorized, multiply_add};
 use crate::pool::Pool;
 use crate::weight::{RowMatrix, Weight};
@@ -20,10 +20,14 @@ pub(crate) struct Product<'a> {
 /// Bytes of weights below which taking a task costs more than waiting for the thread that has it.
 const TASK_BYTES: usize = 24 << 10;
 
-/// Weight rows that are decoded at once in the floating-point way.
-const FLOAT_ROWS: usize = 4;
-/// Tokens that share a pass over decoded rows.
-const FLOAT_TOKENS: usize = 2;
+/// Weight rows that are decoded at once for floating-point products: the lanes of the sums.
+const FLOAT_ROWS: usize = 16;
+/// Columns of a decoded piece of these rows: 32 KiB, which stay in the first-level cache while the tokens pass.
+const FLOAT_COLUMNS: usize = 512;
+/// Tokens that are multiplied at once: as many running sums as keep two multiply-add units busy.
+const FLOAT_TOKENS: usize = 8;
+/// Up to this many tokens, rearranging the decoded weights costs more than it gains.
+const FLOAT_FEW: usize = 4;
 
 /// Multiplies one input `[rows, columns]` with several weights in one parallel region.
 pub(crate) fn linear(
@@ -68,23 +72,42 @@ fn units(weight: &Weight) -> usize {
     }
 }
 
-/// The floating-point way: decode some rows, multiply them with all tokens.
+/// Floating-point products of some units of rows with all tokens.
 fn multiply_rows(level: Level, matrix: &RowMatrix, input: &[f32], part: std::ops::Range<usize>, output: Output) {
     let columns = matrix.columns;
-    let mut decoded = Aligned::<f32>::new(FLOAT_ROWS * columns);
+    let tokens = input.len() / columns;
+    let mut row = Aligned::<f32>::new(columns);
+    if tokens <= FLOAT_FEW {
+        for index in part.start * FLOAT_ROWS..(part.end * FLOAT_ROWS).min(matrix.rows) {
+            level.run(Decode { dtype: matrix.dtype, bytes: matrix.row(index), values: &mut row });
+            for (token, input) in input.chunks_exact(columns).enumerate() {
+                let sum = level.run(Dot { a: &row, b: input });
+                // SAFETY: the rows of the caller's range are this thread's alone.
+                unsafe { output.write(token, index, &[sum]) };
+            }
+        }
+        return;
+    }
+    // `[column][row]` of all columns, and `[token][row]`.
+    let mut decoded = Aligned::<f32>::new(columns * FLOAT_ROWS);
+    let mut sums = vec![[0.0f32; FLOAT_ROWS]; tokens];
     for unit in part {
         let first = unit * FLOAT_ROWS;
-        let rows = FLOAT_ROWS.min(matrix.rows - first);
-        for row in 0..rows {
-            let values = &mut decoded[row * columns..(row + 1) * columns];
-            level.run(Decode { dtype: matrix.dtype, bytes: matrix.row(first + row), values });
-        }
-        for (index, tokens) in input.chunks(FLOAT_TOKENS * columns).enumerate() {
-            let sums = level.run(DotRows { weights: &decoded, tokens, columns });
-            for token in 0..tokens.len() / columns {
-                // SAFETY: the rows of the caller's range are this thread's alone.
-                unsafe { output.write(index * FLOAT_TOKENS + token, first, &sums[token][..rows]) };
+        for lane in 0..FLOAT_ROWS.min(matrix.rows - first) {
+            level.run(Decode { dtype: matrix.dtype, bytes: matrix.row(first + lane), values: &mut row });
+            for (values, &value) in decoded.chunks_exact_mut(FLOAT_ROWS).zip(row.iter()) {
+                values[lane] = value;
             }
+        }
+        sums.fill([0.0; FLOAT_ROWS]);
+        for start in (0..columns).step_by(FLOAT_COLUMNS) {
+            let end = (start + FLOAT_COLUMNS).min(columns);
+            let weights = &decoded[start * FLOAT_ROWS..end * FLOAT_ROWS];
+            level.run(AddProducts { weights, input, columns, start, sums: &mut sums });
+        }
+        for (token, sums) in sums.iter().enumerate() {
+            // SAFETY: the rows of the caller's range are this thread's alone; lanes past the last row are dropped.
+            unsafe { output.write(token, first, sums) };
         }
     }
 }
@@ -110,54 +133,63 @@ impl Vectorized for Decode<'_> {
     }
 }
 
-/// Dot products of [`FLOAT_ROWS`] weight rows with up to [`FLOAT_TOKENS`] tokens.
-struct DotRows<'a> {
-    weights: &'a [f32],
-    tokens: &'a [f32],
-    columns: usize,
+struct Dot<'a> {
+    a: &'a [f32],
+    b: &'a [f32],
 }
 
-impl Vectorized for DotRows<'_> {
-    type Output = [[f32; FLOAT_ROWS]; FLOAT_TOKENS];
+impl Vectorized for Dot<'_> {
+    type Output = f32;
     #[inline(always)]
-    fn run<const FMA: bool>(self) -> Self::Output {
-        if self.tokens.len() == self.columns {
-            let [only] = dot_rows::<FMA, 1>(self.weights, self.tokens, self.columns);
-            [only, [0.0; FLOAT_ROWS]]
-        } else {
-            dot_rows::<FMA, FLOAT_TOKENS>(self.weights, self.tokens, self.columns)
+    fn run<const FMA: bool>(self) -> f32 {
+        dot::<FMA>(self.a, self.b)
+    }
+}
+
+/// `sums[t][r] += Σ input[t][start + k] · weights[k][r]` over a piece of the columns.
+struct AddProducts<'a> {
+    /// `[column][row]`.
+    weights: &'a [f32],
+    /// `[token][columns]`.
+    input: &'a [f32],
+    columns: usize,
+    start: usize,
+    sums: &'a mut [[f32; FLOAT_ROWS]],
+}
+
+impl Vectorized for AddProducts<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let (columns, start, length) = (self.columns, self.start, self.weights.len() / FLOAT_ROWS);
+        for (index, sums) in self.sums.chunks_mut(FLOAT_TOKENS).enumerate() {
+            let row = |token: usize| &self.input[(index * FLOAT_TOKENS + token) * columns + start..][..length];
+            if let Ok(sums) = <&mut [_; FLOAT_TOKENS]>::try_from(&mut *sums) {
+                let rows: [&[f32]; FLOAT_TOKENS] = std::array::from_fn(row);
+                add_products::<FMA, FLOAT_TOKENS>(self.weights, rows, sums);
+            } else {
+                for (token, sums) in sums.iter_mut().enumerate() {
+                    add_products::<FMA, 1>(self.weights, [row(token)], std::array::from_mut(sums));
+                }
+            }
         }
     }
 }
 
 #[inline(always)]
-fn dot_rows<const FMA: bool, const T: usize>(
+fn add_products<const FMA: bool, const T: usize>(
     weights: &[f32],
-    tokens: &[f32],
-    columns: usize,
-) -> [[f32; FLOAT_ROWS]; T] {
-    let mut sums = [[[0.0f32; 16]; FLOAT_ROWS]; T];
-    let vectors = columns / 16;
-    for vector in 0..vectors {
-        for row in 0..FLOAT_ROWS {
-            let weight: &[f32; 16] = weights[row * columns + vector * 16..][..16].try_into().expect("16 floats");
-            for token in 0..T {
-                let input: &[f32; 16] = tokens[token * columns + vector * 16..][..16].try_into().expect("16 floats");
-                for lane in 0..16 {
-                    sums[token][row][lane] = multiply_add::<FMA>(weight[lane], input[lane], sums[token][row][lane]);
-                }
+    rows: [&[f32]; T],
+    sums: &mut [[f32; FLOAT_ROWS]; T],
+) {
+    let mut totals = *sums;
+    for (column, weights) in weights.chunks_exact(FLOAT_ROWS).enumerate() {
+        for token in 0..T {
+            let value = rows[token][column];
+            for lane in 0..FLOAT_ROWS {
+                totals[token][lane] = multiply_add::<FMA>(weights[lane], value, totals[token][lane]);
             }
         }
     }
-    let mut result = [[0.0; FLOAT_ROWS]; T];
-    for token in 0..T {
-        for row in 0..FLOAT_ROWS {
-            let mut tail = 0.0;
-            for column in vectors * 16..columns {
-                tail += weights[row * columns + column] * tokens[token * columns + column];
-            }
-            result[token][row] = reduce(sums[token][row]) + tail;
-        }
-    }
-    result
+    *sums = totals;
 }

@@ -1,0 +1,204 @@
+//! A checkpoint seen as a Gemma 3 model.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use checkpoint::gguf::{Array, Value};
+use checkpoint::{Checkpoint, Metadata, TensorInfo};
+use model::hugging_face::stop_tokens_of_generation_config;
+use model::tensors::{is_redundant, is_vision, tensors};
+use model::{Config, ConfigError, GgufValue, TensorEntry};
+use tensor::{DType, WeightBytes, WeightError, WeightSource};
+
+use crate::EngineError;
+
+/// A checkpoint whose configuration and tensors have been found to be those of a Gemma 3 model. Gives the weights by the
+/// names that programs have.
+#[derive(Debug)]
+pub struct ModelSource<'a> {
+    checkpoint: &'a Checkpoint,
+    config: Config,
+    tensors: Vec<SourceTensor>,
+    by_name: HashMap<String, usize>,
+    vision: usize,
+}
+
+/// A tensor of the model and where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceTensor {
+    /// What it is in the model.
+    pub entry: TensorEntry,
+    /// Its name in the checkpoint.
+    pub name: String,
+    /// Its format in the checkpoint.
+    pub dtype: DType,
+}
+
+impl<'a> ModelSource<'a> {
+    /// Finds the model in a checkpoint. Reads no weights.
+    ///
+    /// # Errors
+    /// A configuration that is not Gemma 3's; tensors that are missing, of the wrong shape, or of another model.
+    pub fn open(checkpoint: &'a Checkpoint) -> Result<ModelSource<'a>, EngineError> {
+        let config = read_config(checkpoint)?;
+        let hugging_face = matches!(checkpoint.metadata(), Metadata::HuggingFace(_));
+        let entries = tensors(&config);
+        let stranger = stranger(checkpoint, &config, &entries, hugging_face);
+        let tensors = entries
+            .into_iter()
+            .map(|entry| find(checkpoint, entry, hugging_face, &stranger))
+            .collect::<Result<Vec<_>, _>>()?;
+        if let Some(tensor) = stranger {
+            return Err(EngineError::UnknownTensor { tensor });
+        }
+        let by_name = tensors.iter().enumerate().map(|(index, tensor)| (tensor.entry.name.clone(), index)).collect();
+        let vision = names(checkpoint).filter(|name| is_vision(name)).count();
+        Ok(ModelSource { checkpoint, config, tensors, by_name, vision })
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// All tensors of the model, in the order in which a program needs them.
+    pub fn tensors(&self) -> &[SourceTensor] {
+        &self.tensors
+    }
+
+    /// Number of tensors of the vision encoder, which text does not need.
+    pub fn vision_tensors(&self) -> usize {
+        self.vision
+    }
+
+    /// The checkpoint.
+    pub fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
+    }
+
+    /// The weight of a norm `[n]`, with the 1 added that Hugging Face files leave out.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::bytes`].
+    pub fn norm(&self, tensor: &SourceTensor) -> Result<Vec<f32>, EngineError> {
+        let data = self.checkpoint.bytes(&tensor.name)?;
+        let mut values = vec![0.0; tensor.entry.columns];
+        tensor.dtype.codec().decode(data.bytes(), &mut values);
+        if matches!(self.checkpoint.metadata(), Metadata::HuggingFace(_)) {
+            values.iter_mut().for_each(|value| *value += 1.0);
+        }
+        Ok(values)
+    }
+}
+
+impl WeightSource for ModelSource<'_> {
+    /// A matrix as it is in the checkpoint, a norm in f32.
+    fn open(&self, name: &str) -> Result<Arc<dyn WeightBytes>, WeightError> {
+        let index = *self.by_name.get(name).ok_or_else(|| format!("the model has no weight `{name}`"))?;
+        let tensor = &self.tensors[index];
+        if !tensor.entry.role.is_norm() {
+            return Ok(self.checkpoint.bytes(&tensor.name)?);
+        }
+        let values = self.norm(tensor)?;
+        Ok(Arc::new(values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>()))
+    }
+}
+
+/// The configuration, with the stop tokens of all files that name some.
+fn read_config(checkpoint: &Checkpoint) -> Result<Config, EngineError> {
+    match checkpoint.metadata() {
+        Metadata::HuggingFace(files) => {
+            let mut config = Config::from_config_json(&files.config)?;
+            let more = files.generation_config.as_deref().map_or(Ok(Vec::new()), stop_tokens_of_generation_config)?;
+            for token in more {
+                if !config.stop_tokens.contains(&token) {
+                    config.stop_tokens.push(token);
+                }
+            }
+            Ok(config)
+        }
+        Metadata::Gguf(metadata) => {
+            let lookup = |key: &str| metadata.get(key).map(gguf_value);
+            // The architecture is looked at first: another model may have other names.
+            if let Some(GgufValue::Text(name)) = lookup("general.architecture")
+                && name != "gemma3"
+            {
+                return Err(ConfigError::Architecture { found: name.chars().take(80).collect() }.into());
+            }
+            let embedding = checkpoint.get("token_embd.weight")?;
+            let tied = names(checkpoint).all(|name| name != "output.weight");
+            Ok(Config::from_gguf(&lookup, embedding.rows_columns().0, tied)?)
+        }
+    }
+}
+
+/// A metadata value in the model's terms.
+fn gguf_value(value: &Value) -> GgufValue {
+    match value {
+        Value::Bool(value) => GgufValue::Bool(*value),
+        Value::String(value) => GgufValue::Text(value.clone()),
+        Value::F32(value) => GgufValue::Float(f64::from(*value)),
+        Value::F64(value) => GgufValue::Float(*value),
+        Value::I8(value) => GgufValue::Signed(i64::from(*value)),
+        Value::I16(value) => GgufValue::Signed(i64::from(*value)),
+        Value::I32(value) => GgufValue::Signed(i64::from(*value)),
+        Value::I64(value) => GgufValue::Signed(*value),
+        Value::U8(value) => GgufValue::Unsigned(u64::from(*value)),
+        Value::U16(value) => GgufValue::Unsigned(u64::from(*value)),
+        Value::U32(value) => GgufValue::Unsigned(u64::from(*value)),
+        Value::U64(value) => GgufValue::Unsigned(*value),
+        Value::Array(array) => GgufValue::Array(gguf_array(array)),
+    }
+}
+
+/// The elements of an array of booleans or integers; none of another, which no configuration has.
+fn gguf_array(array: &Array) -> Vec<GgufValue> {
+    match (array.bools(), array.to_u64s()) {
+        (Some(values), _) => values.iter().map(|&value| GgufValue::Bool(value)).collect(),
+        (None, Some(values)) => values.into_iter().map(GgufValue::Unsigned).collect(),
+        (None, None) => Vec::new(),
+    }
+}
+
+/// The names of all tensors, those in formats that can't be read included.
+fn names(checkpoint: &Checkpoint) -> impl Iterator<Item = &str> {
+    let known = checkpoint.tensors().iter().map(|tensor| tensor.name.as_str());
+    known.chain(checkpoint.unsupported().iter().map(|tensor| tensor.name.as_str()))
+}
+
+/// The names that a tensor may have in this checkpoint.
+fn candidates(entry: &TensorEntry, hugging_face: bool) -> Vec<String> {
+    if hugging_face { entry.hugging_face_names().into() } else { vec![entry.name.clone()] }
+}
+
+/// The first tensor that the model has no use for.
+fn stranger(checkpoint: &Checkpoint, config: &Config, entries: &[TensorEntry], hugging_face: bool) -> Option<String> {
+    let known: HashSet<String> = entries.iter().flat_map(|entry| candidates(entry, hugging_face)).collect();
+    names(checkpoint)
+        .find(|name| !known.contains(*name) && !is_vision(name) && !is_redundant(config, name))
+        .map(str::to_owned)
+}
+
+/// Finds a tensor under one of its names and checks its shape.
+fn find(
+    checkpoint: &Checkpoint,
+    entry: TensorEntry,
+    hugging_face: bool,
+    stranger: &Option<String>,
+) -> Result<SourceTensor, EngineError> {
+    let candidates = candidates(&entry, hugging_face);
+    let present = candidates.iter().find(|candidate| names_contain(checkpoint, candidate));
+    let Some(name) = present else {
+        return Err(EngineError::MissingTensor { tensor: candidates[0].clone(), stranger: stranger.clone() });
+    };
+    let TensorInfo { shape, dtype, .. } = checkpoint.get(name)?;
+    if *shape != entry.shape() {
+        return Err(EngineError::Shape { tensor: name.clone(), expected: entry.shape(), found: shape.clone() });
+    }
+    Ok(SourceTensor { name: name.clone(), dtype: *dtype, entry })
+}
+
+/// Whether a tensor is there, in whatever format.
+fn names_contain(checkpoint: &Checkpoint, name: &str) -> bool {
+    checkpoint.tensor(name).is_some() || checkpoint.unsupported().iter().any(|tensor| tensor.name == name)
+}
