@@ -1,1 +1,18 @@
-//! Placeholder.
+//! How good a model is: each metric once, for commands and tests.
+//!
+//! Metrics are functions of an [`engine::Engine`] and data; they open no files and print nothing. Work that takes long
+//! tells a `progress` closure how far it is.
+
+mod error;
+mod instructions;
+mod perplexity;
+
+pub use error::EvaluateError;
+pub use instructions::{
+    ANSWER_TOKENS_MAX, Answer, Instruction, InstructionScore, Prompting, answer_instructions, is_exact,
+    parse_instructions,
+};
+pub use perplexity::{PIECE_TOKENS, Perplexity, negative_log_likelihood, perplexity};
+
+/// Called with the work that is done and all of it, in the metric's own units.
+pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);

@@ -1,0 +1,419 @@
+//! The command line as clap reads it. What it means is decided where it is used.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use engine::EngineOptions;
+use tensor::{DType, Precision};
+
+use crate::failure::Usage;
+
+const MODEL_HELP: &str = "A folder with config.json and *.safetensors, a .gguf file, or owner/repo[:QUANT] from the \
+                          local Hugging Face cache; without it the small model that is built in";
+
+/// Runs Gemma 3 on this machine
+#[derive(Debug, Parser)]
+#[command(name = "lapidary", version, max_term_width = 100, disable_help_subcommand = false)]
+#[command(after_help = "Only answers and reports go to stdout. Exit codes: 0 done, 1 failed, 2 wrong usage.")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(RunArgs),
+    Chat(ChatArgs),
+    Bench(BenchArgs),
+    Inspect(InspectArgs),
+    Tokenize(TokenizeArgs),
+    Logits(LogitsArgs),
+    Quantize(QuantizeArgs),
+    Evaluate(EvaluateArgs),
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+/// How a model is loaded.
+#[derive(Clone, Debug, ClapArgs)]
+#[command(next_help_heading = "Loading")]
+pub(crate) struct LoadArgs {
+    /// Positions per conversation; by default the smaller of 8192 and what fits
+    #[arg(long, value_name = "N")]
+    pub(crate) context: Option<usize>,
+    /// Format of cached keys and values: f16, q8_0 or f32
+    #[arg(long, value_name = "TYPE", value_parser = cache_type)]
+    pub(crate) cache_type: Option<DType>,
+    /// How products are computed; f32 is slow and for comparing
+    #[arg(long, value_enum, default_value_t = PrecisionArg::Fast)]
+    pub(crate) precision: PrecisionArg,
+    /// Threads; by default one per physical core
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Where it runs: auto or cpu
+    #[arg(long, default_value = "auto", value_parser = device)]
+    pub(crate) device: Device,
+}
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    /// The best one that there is.
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+/// How products are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PrecisionArg {
+    /// Activations are rounded to 8 bits
+    Fast,
+    /// Nothing is rounded
+    F32,
+}
+
+impl LoadArgs {
+    /// The engine's options.
+    pub(crate) fn engine_options(&self) -> EngineOptions {
+        EngineOptions {
+            context: self.context,
+            cache_dtype: self.cache_type,
+            precision: self.precision.into(),
+            threads: self.threads,
+            ..EngineOptions::default()
+        }
+    }
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(precision: PrecisionArg) -> Precision {
+        match precision {
+            PrecisionArg::Fast => Precision::Fast,
+            PrecisionArg::F32 => Precision::F32,
+        }
+    }
+}
+
+/// How tokens are chosen; what is not given comes from the model's generation_config.json, then from Gemma's defaults.
+#[derive(Clone, Debug, ClapArgs)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingArgs {
+    /// 0 always takes the most probable token [default: 1, or the model's own]
+    #[arg(long, value_name = "T")]
+    pub(crate) temperature: Option<f32>,
+    /// Only the K most probable tokens; 0 for all [default: 64, or the model's own]
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Only the most probable tokens that together have probability P [default: 0.95, or the model's own]
+    #[arg(long, value_name = "P")]
+    pub(crate) top_p: Option<f32>,
+    /// Only tokens of at least this share of the most probable one's probability
+    #[arg(long, value_name = "P")]
+    pub(crate) min_p: Option<f32>,
+    /// Makes tokens that occurred less probable; 1 for not at all
+    #[arg(long, value_name = "R")]
+    pub(crate) repetition_penalty: Option<f32>,
+    /// Same seed, same text; by default another one each time
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+}
+
+/// Limits and texts of an answer.
+#[derive(Clone, Debug, ClapArgs)]
+#[command(next_help_heading = "Answer")]
+pub(crate) struct AnswerArgs {
+    /// An instruction before the conversation
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Most tokens of an answer; by default what the context holds
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+    /// Ends the answer before this text; can be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Let special tokens such as <start_of_turn> in the prompt be special tokens
+    #[arg(long)]
+    pub(crate) special: bool,
+}
+
+/// Answer a prompt
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+If only one argument is given, it is the model if it looks like one (something that exists, *.gguf, owner/repo), and \
+the prompt otherwise. With two or more, the first is the model and the others are the prompt. Without a prompt, or \
+where it is `-`, it is read from stdin.
+
+Examples:
+  lapidary run \"Tell me a story about a ship.\"
+  lapidary run gemma-3-1b-it --temperature 0 \"Name three gems.\"
+  cat notes.txt | lapidary run gemma-3-1b-it \"Summarise this:\" -")]
+pub(crate) struct RunArgs {
+    /// The model, if any, and the prompt
+    #[arg(value_name = "[MODEL] PROMPT", allow_hyphen_values = false)]
+    pub(crate) words: Vec<String>,
+    /// Without the chat template: the prompt is the beginning of a text
+    #[arg(long)]
+    pub(crate) raw: bool,
+    #[command(flatten)]
+    pub(crate) answer: AnswerArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
+    /// Print one JSON object with the answer and its statistics
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Have a conversation
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ChatArgs {
+    #[arg(help = MODEL_HELP)]
+    pub(crate) model: Option<String>,
+    #[command(flatten)]
+    pub(crate) answer: AnswerArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
+}
+
+/// Time prefill and decode
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BenchArgs {
+    #[arg(help = MODEL_HELP, conflicts_with = "shape")]
+    pub(crate) model: Option<String>,
+    /// Random weights in the shape of a published size: 270m, 1b, 4b, 12b or 27b
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) shape: Option<String>,
+    /// Format of the random weights
+    #[arg(long, value_name = "FORMAT", default_value = "q4_0", value_parser = weight_format)]
+    pub(crate) format: DType,
+    /// Write the random model to a GGUF file that llama.cpp loads, and time nothing
+    #[arg(long, value_name = "FILE", requires = "shape")]
+    pub(crate) write: Option<PathBuf>,
+    /// Overwrite an existing file
+    #[arg(long, requires = "write")]
+    pub(crate) force: bool,
+    /// Lengths of prompts, 0 for none
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "128")]
+    pub(crate) prompt_tokens: Vec<usize>,
+    /// Numbers of tokens to decode, 0 for none
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "64")]
+    pub(crate) decode_tokens: Vec<usize>,
+    /// Tokens that are in the cache before
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "0")]
+    pub(crate) depth: Vec<usize>,
+    /// Numbers of threads; by default one per physical core
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    pub(crate) threads: Vec<usize>,
+    /// Timed runs of each test
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repeat: u32,
+    /// Runs of each test before those
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub(crate) warmup: u32,
+    /// Seed of weights, prompts and sampling
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Tokens of a prompt in one pass
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) chunk: usize,
+    /// Format of cached keys and values: f16, q8_0 or f32
+    #[arg(long, value_name = "TYPE", value_parser = cache_type)]
+    pub(crate) cache_type: Option<DType>,
+    /// How products are computed
+    #[arg(long, value_enum, default_value_t = PrecisionArg::Fast)]
+    pub(crate) precision: PrecisionArg,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Show what is in a checkpoint; `inspect devices` shows what models can run on here
+#[derive(Debug, ClapArgs)]
+pub(crate) struct InspectArgs {
+    #[arg(help = MODEL_HELP)]
+    pub(crate) model: Option<String>,
+    /// List all tensors
+    #[arg(long)]
+    pub(crate) tensors: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Print the token ids of a text, without <bos>
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "With --json: one array of numbers, such as [2364, 107].")]
+pub(crate) struct TokenizeArgs {
+    /// The text
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    pub(crate) text: Option<String>,
+    /// A file with the text, `-` for stdin
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    #[arg(long, help = MODEL_HELP)]
+    pub(crate) model: Option<String>,
+    /// Let special tokens such as <start_of_turn> in the text be special tokens
+    #[arg(long)]
+    pub(crate) special: bool,
+    /// Put <bos> before the text
+    #[arg(long)]
+    pub(crate) bos: bool,
+    /// Print a JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Write the logits after each token of a text to a safetensors file
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+The file has `logits` as F32 [tokens, vocabulary]; with --hidden also F32 [tokens, hidden] each: `hidden00` (the \
+scaled embeddings), `hidden01`, … (the residual stream after each layer, the last one after the final norm). No <bos> \
+is added.")]
+pub(crate) struct LogitsArgs {
+    #[arg(help = MODEL_HELP)]
+    pub(crate) model: Option<String>,
+    /// The tokens
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', required = true)]
+    pub(crate) token_ids: Vec<u32>,
+    /// The file to write; replaced if it is there
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// With the hidden states
+    #[arg(long)]
+    pub(crate) hidden: bool,
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
+    /// Print what was written as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Write a model as GGUF, its weights rounded to a format
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Norms stay F32. The file has all that llama.cpp needs: vocabulary and chat template too.")]
+pub(crate) struct QuantizeArgs {
+    #[arg(help = MODEL_HELP)]
+    pub(crate) model: String,
+    /// q8_0, q4_0, f16 or bf16
+    #[arg(long, value_parser = output_format)]
+    pub(crate) format: DType,
+    /// Format of the token embedding, which is also the head; also q5_0, q5_1 [default: q8_0 for q4_0, else the same]
+    #[arg(long, value_name = "FORMAT", value_parser = embedding_format)]
+    pub(crate) embedding_format: Option<DType>,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Overwrite an existing file
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Threads; by default one per physical core
+    #[arg(long, value_name = "N", value_parser = threads)]
+    pub(crate) threads: Option<usize>,
+    /// Print what was written as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Measure how good a model is: perplexity of texts, exact answers to instructions
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Perplexity: a text's tokens are cut into pieces of 511, <bos> goes before each, all 511 predictions are scored, an \
+incomplete last piece is dropped. Instructions: one JSON object per line with `id`, `family`, `prompt` and `expected`; \
+the prompt is one user turn, the answer is greedy with at most 48 tokens, and must be equal to what is expected but \
+for white space around it.")]
+pub(crate) struct EvaluateArgs {
+    #[arg(help = MODEL_HELP)]
+    pub(crate) model: Option<String>,
+    /// Texts to measure the perplexity of
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub(crate) text: Vec<PathBuf>,
+    /// Instructions to count exact answers to
+    #[arg(long, value_name = "FILE")]
+    pub(crate) instructions: Option<PathBuf>,
+    /// Write each answer as a line of JSON
+    #[arg(long, value_name = "FILE", requires = "instructions")]
+    pub(crate) answers: Option<PathBuf>,
+    /// Only the first N pieces of each text and the first N instructions
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn format_among(name: &str, formats: &[DType]) -> Result<DType, Usage> {
+    let found = DType::from_name(name).filter(|dtype| formats.contains(dtype));
+    found.ok_or_else(|| Usage(format!("expected {}", listed(formats))))
+}
+
+fn listed(formats: &[DType]) -> String {
+    let names: Vec<_> = formats.iter().map(|dtype| dtype.name()).collect();
+    match names.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => names.concat(),
+    }
+}
+
+fn cache_type(name: &str) -> Result<DType, Usage> {
+    format_among(name, &[DType::F16, DType::Q8_0, DType::F32])
+}
+
+fn output_format(name: &str) -> Result<DType, Usage> {
+    format_among(name, &[DType::Q8_0, DType::Q4_0, DType::F16, DType::BF16])
+}
+
+fn embedding_format(name: &str) -> Result<DType, Usage> {
+    format_among(name, &[DType::Q8_0, DType::Q5_1, DType::Q5_0, DType::Q4_0, DType::F16, DType::BF16])
+}
+
+fn weight_format(name: &str) -> Result<DType, Usage> {
+    format_among(name, &DType::ALL)
+}
+
+fn threads(text: &str) -> Result<usize, Usage> {
+    let number = text.parse().ok().filter(|number| (1..=1024).contains(number));
+    number.ok_or_else(|| Usage("expected a number from 1 to 1024".into()))
+}
+
+fn device(name: &str) -> Result<Device, Usage> {
+    match name {
+        "auto" => Ok(Device::Auto),
+        "cpu" => Ok(Device::Cpu),
+        _ if name == "npu" || name == "vulkan" || name.starts_with("vulkan:") => {
+            Err(Usage(format!("{name} is not supported yet; expected auto or cpu")))
+        }
+        _ => Err(Usage("expected auto or cpu".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn formats_and_devices_are_read() {
+        assert_eq!(output_format("Q8_0").unwrap(), DType::Q8_0);
+        assert_eq!(output_format("q6_k").unwrap_err().to_string(), "expected q8_0, q4_0, f16 or bf16");
+        assert_eq!(device("auto").unwrap(), Device::Auto);
+        assert!(device("vulkan:1").unwrap_err().to_string().contains("not supported yet"));
+        assert!(device("tpu").is_err() && threads("0").is_err());
+    }
+}
