@@ -1,19 +1,19 @@
 //! The CPU backend: the fallback that always works.
 //!
 //! # How a product is computed
-//! Activations are rounded at run time to 8 bits in blocks of 32 ([`activations`]), weights stay in the bits of
-//! their format. Q4_0 and Q8_0 are rearranged once, at load, into *panels* of 16 rows ([`panel`]) so that one
-//! integer dot product instruction multiplies 4 columns of 16 rows; the other block formats are unpacked into such
-//! panels piece by piece while they are multiplied ([`unpack`]). Floating-point weights are multiplied as floats.
-//! With [`tensor::Precision::F32`] every weight is decoded to f32 and nothing is rounded.
+//! Activations are rounded at run time to 8 bits in blocks of 32 (`activations`), weights stay in the bits of their
+//! format. Matrices of all block formats are rearranged once, at load, into *panels* of 16 rows (`panel`, `unpack`), so
+//! that one integer dot product instruction multiplies 4 columns of 16 rows. Floating-point weights are multiplied as
+//! floats. With [`tensor::Precision::F32`] every weight is decoded to f32 and nothing is rounded.
 //!
 //! # Instruction sets
 //! [`Level`] names what the machine was found to have. Hand-written inner loops live in `isa/`, one file per
 //! instruction set; everything else is plain code that the compiler vectorizes for each level
-//! ([`level::Vectorized`]).
+//! (`level::Vectorized`).
 
 mod activations;
 mod aligned;
+mod bandwidth;
 mod cache;
 mod isa;
 mod kernel;
@@ -26,6 +26,7 @@ mod weight;
 
 use tensor::{Backend, BackendError, Capabilities, DType, LoadOptions, Loaded, Program, WeightSource};
 
+pub use bandwidth::memory_read_rate;
 pub use level::Level;
 pub use pool::physical_cores;
 

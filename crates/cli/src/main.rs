@@ -4,7 +4,6 @@
 //! names backends.
 
 mod args;
-mod bandwidth;
 mod commands;
 mod failure;
 mod gguf_text;

@@ -1,8 +1,8 @@
 //! Whole models on every backend against what the transformers library computed in float32: hidden states after each
 //! layer, logits of every prompt, and greedy continuations.
 //!
-//! The bound is that of the project's first goal: a maximal absolute difference of 10⁻³ of the standard deviation of the
-//! reference tensor.
+//! The bound is that of the project's first goal: a maximal absolute difference of 10⁻³ of the standard deviation of
+//! the reference tensor.
 
 use std::path::{Path, PathBuf};
 

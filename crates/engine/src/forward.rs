@@ -13,14 +13,14 @@ pub struct Row<'a> {
     pub position: usize,
     /// `[vocabulary]`: about the token after it.
     pub logits: &'a [f32],
-    /// `[layers + 1]` of `[hidden]`: the scaled embedding, the residual stream after each layer but the last, and that of
-    /// the last after the final norm. Empty unless [`crate::EngineOptions::hidden`] asked for them.
+    /// `[layers + 1]` of `[hidden]`: the scaled embedding, the residual stream after each layer but the last, and that
+    /// of the last after the final norm. Empty unless [`crate::EngineOptions::hidden`] asked for them.
     pub hidden: &'a [&'a [f32]],
 }
 
 impl Engine {
-    /// Runs `tokens` from position 0 and gives a row for each position of `outputs`, in order. What comes after the last
-    /// of these is not run; without outputs all is.
+    /// Runs `tokens` from position 0 and gives a row for each position of `outputs`, in order. What comes after the
+    /// last of these is not run; without outputs all is.
     ///
     /// # Errors
     /// As [`Engine::submit`]; no slot that is free for it; an interruption; a device that failed.

@@ -35,8 +35,8 @@ impl Engine {
     /// Loads a checkpoint.
     ///
     /// # Errors
-    /// A checkpoint that is no Gemma 3 model, formats that the device can't use, options that make no sense, memory that
-    /// is not there; the last is found before any weight is read.
+    /// A checkpoint that is no Gemma 3 model, formats that the device can't use, options that make no sense, memory
+    /// that is not there; the last is found before any weight is read.
     pub fn load(
         checkpoint: &Checkpoint,
         backend: &dyn Backend,

@@ -12,8 +12,8 @@ use tensor::{DType, WeightBytes, WeightError, WeightSource};
 
 use crate::EngineError;
 
-/// A checkpoint whose configuration and tensors have been found to be those of a Gemma 3 model. Gives the weights by the
-/// names that programs have.
+/// A checkpoint whose configuration and tensors have been found to be those of a Gemma 3 model. Gives the weights by
+/// the names that programs have.
 #[derive(Debug)]
 pub struct ModelSource<'a> {
     checkpoint: &'a Checkpoint,

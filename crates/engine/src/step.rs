@@ -14,8 +14,8 @@ impl Engine {
     /// Takes up a request. It begins with the next [`Engine::step`] that finds a free slot.
     ///
     /// # Errors
-    /// A prompt that is empty, longer than the context, or has tokens that the model doesn't know; sampling that makes no
-    /// sense.
+    /// A prompt that is empty, longer than the context, or has tokens that the model doesn't know; sampling that makes
+    /// no sense.
     pub fn submit(&mut self, request: Request) -> Result<SequenceId, EngineError> {
         self.check(&request)?;
         let id = SequenceId(self.next_id);
@@ -25,8 +25,9 @@ impl Engine {
     }
 
     /// Goes on with a kept sequence: the request's prompt is the whole new text, of which as much as possible is taken
-    /// from the cache. That is all up to the first token that differs, if the caches of local layers still reach back to
-    /// it, and nothing otherwise. The sequence keeps its id; cancel handles of its last request have no effect any more.
+    /// from the cache. That is all up to the first token that differs, if the caches of local layers still reach back
+    /// to it, and nothing otherwise. The sequence keeps its id; cancel handles of its last request have no effect any
+    /// more.
     ///
     /// # Errors
     /// As [`Engine::submit`]; a sequence that does not exist or is being worked on.

@@ -229,7 +229,7 @@ fn a_device_without_kernels_for_a_format_is_named() {
     struct Few;
     impl tensor::Backend for Few {
         fn capabilities(&self) -> tensor::Capabilities {
-            let description = "a device of the test".into();
+            let description = "the test's device".into();
             tensor::Capabilities { description, weight_dtypes: vec![DType::Q4_0], ..ReferenceBackend.capabilities() }
         }
         fn load(
@@ -244,7 +244,7 @@ fn a_device_without_kernels_for_a_format_is_named() {
     let error = Engine::load(&open(MODEL), &Few, &EngineOptions::default()).err().unwrap();
     assert_eq!(
         error.to_string(),
-        "tensor `model.embed_tokens.weight` is stored as bf16, which a device of the test can't use; expected one of q4_0"
+        "tensor `model.embed_tokens.weight` is stored as bf16, which the test's device can't use; expected one of q4_0"
     );
 }
 

@@ -2,8 +2,8 @@
 //!
 //! The files of the hub's first releases leave most fields of the larger models to the defaults of the class
 //! `Gemma3TextConfig`, have `rope_theta`, `rope_local_base_freq`, `rope_scaling` and `sliding_window_pattern`, and nest
-//! all of it in `text_config` where a vision encoder comes along. Version 5 of transformers writes `rope_parameters` and
-//! `layer_types` instead.
+//! all of it in `text_config` where a vision encoder comes along. Version 5 of transformers writes `rope_parameters`
+//! and `layer_types` instead.
 
 use std::ops::RangeInclusive;
 

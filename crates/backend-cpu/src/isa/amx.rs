@@ -184,7 +184,8 @@ unsafe fn multiply_tile<const D: usize>(
     assert!(activations.quants.len() >= (first + TILE) * activations.columns);
     let columns = BLOCK / layout.parts;
     let multiply = |step: usize, products: &mut Products| {
-        // SAFETY: `columns` bytes of 16 rows lie inside the activations, and `columns / 4` vectors in `values`, as asserted.
+        // SAFETY: `columns` bytes of 16 rows lie inside the activations, and `columns / 4` vectors in `values`, as
+        // asserted.
         unsafe {
             let a = activations.quants.as_ptr().add(first * activations.columns + step * columns);
             let b = values.as_ptr().add(step * columns * ROWS);
@@ -231,7 +232,7 @@ unsafe fn add_products<const D: usize>(
 ) {
     let layout = const { layout::<D>() };
     let (block, part) = (step / layout.parts, step % layout.parts);
-    // SAFETY (of the block): all indices are inside by the contract.
+    // SAFETY: all indices are inside by the contract.
     let (a_scales, sums, scale) = unsafe {
         let half = |half: usize| {
             _mm512_loadu_si512(activations.sums.as_ptr().add((2 * block + half) * activations.stride + first).cast())
@@ -273,8 +274,8 @@ struct Products([[i32; ROWS]; TILE]);
 /// `products[t][r] = Σ a[t][k] · b[k][r]` over one configured tile.
 ///
 /// # Safety
-/// 16 rows of activations lie at `a`, `a_stride` bytes apart, and the weights' vectors at `b`, both as large as the tile
-/// configuration says.
+/// 16 rows of activations lie at `a`, `a_stride` bytes apart, and the weights' vectors at `b`, both as large as the
+/// tile configuration says.
 #[inline(always)]
 unsafe fn multiply_bytes(a: *const i8, a_stride: usize, b: *const u8, products: &mut Products) {
     // SAFETY: reads and writes what the contract says.

@@ -17,7 +17,7 @@ use crate::args::BenchArgs;
 use crate::failure::Usage;
 use crate::model_source::Model;
 use crate::random_model::RandomModel;
-use crate::{bandwidth, interrupt, output};
+use crate::{interrupt, output};
 use measure::{Bench, Case, Measurement};
 use report::Report;
 
@@ -100,7 +100,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         if !(1..=1024).contains(&threads) {
             return Err(Usage(format!("--threads: expected numbers from 1 to 1024, found {threads}")).into());
         }
-        let bandwidth = bandwidth::read_rate(threads);
+        let bandwidth = backend_cpu::memory_read_rate(threads);
         let start = Instant::now();
         let mut engine = weights.load(&options(&args, &cases, threads))?;
         interrupt::watch(engine.interrupt_handle());

@@ -25,10 +25,10 @@ struct Task {
 impl Task {
     /// Tells the model from the prompt.
     fn of(mut words: Vec<String>) -> Task {
-        let with_model = match &words[..] {
-            [] => false,
-            [only] => looks_like_model(only),
-            _ => true,
+        let with_model = match words.iter().filter(|word| *word != "-").count() {
+            0 => false,
+            1 => looks_like_model(&words[0]),
+            _ => words[0] != "-",
         };
         let model = with_model.then(|| words.remove(0));
         Task { model, prompt: words }
@@ -155,6 +155,9 @@ mod tests {
         assert_eq!(task(&["owner/repo:Q4_0"]), (Some("owner/repo:Q4_0".into()), String::new()));
         assert_eq!(task(&["missing", "Hello", "there"]), (Some("missing".into()), "Hello there".into()));
         assert_eq!(task(&[]), (None, String::new()));
+        assert_eq!(task(&["Summarise this:", "-"]), (None, "Summarise this: -".into()));
+        assert_eq!(task(&["-", "a", "b"]), (None, "- a b".into()));
+        assert_eq!(task(&["a/b", "-"]), (Some("a/b".into()), "-".into()));
     }
 
     #[test]
