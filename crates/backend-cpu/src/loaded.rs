@@ -150,15 +150,11 @@ impl LoadedProgram {
             Op::Embed { table, scale, .. } => self.with_output(output, batch, |this, values, width| {
                 kernel::embed::embed(&this.pool, this.weight(table), batch.tokens, scale.0, values, width);
             }),
-            Op::RmsNorm { input, weight, epsilon, .. } => {
-                // In place: the kernel reads a group before it writes it, but not through two references.
-                let copy = (input == output).then(|| self.scratch(input, batch).0.to_vec());
-                self.with_output(output, batch, |this, values, width| {
-                    let input = copy.as_deref().unwrap_or_else(|| this.scratch(input, batch).0);
-                    let norm = (this.vector(weight), epsilon.0);
-                    kernel::rms_norm::rms_norm(level, &this.pool, input, norm, values, width);
-                });
-            }
+            Op::RmsNorm { input, weight, epsilon, .. } => self.with_output(output, batch, |this, values, width| {
+                let input = (input != output).then(|| this.scratch(input, batch).0);
+                let norm = (this.vector(weight), epsilon.0);
+                kernel::rms_norm::rms_norm(level, &this.pool, input, norm, values, width);
+            }),
             Op::Rope { head_dim, base, position_divisor, .. } => {
                 self.with_output(output, batch, |this, values, width| {
                     let table = this.ropes.iter().find(|table| table.is_for(base.0, position_divisor.0, head_dim));

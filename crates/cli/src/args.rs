@@ -249,7 +249,7 @@ pub(crate) struct InspectArgs {
     pub(crate) json: bool,
 }
 
-/// Print the token ids of a text, without <bos>
+/// Print the token ids of a text, without `<bos>`
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "With --json: one array of numbers, such as [2364, 107].")]
 pub(crate) struct TokenizeArgs {
@@ -264,7 +264,7 @@ pub(crate) struct TokenizeArgs {
     /// Let special tokens such as <start_of_turn> in the text be special tokens
     #[arg(long)]
     pub(crate) special: bool,
-    /// Put <bos> before the text
+    /// Put `<bos>` before the text
     #[arg(long)]
     pub(crate) bos: bool,
     /// Print a JSON array

@@ -5,10 +5,9 @@ use crate::level::{Level, Vectorized};
 use crate::pool::Pool;
 
 struct RmsNorm<'a> {
-    input: &'a [f32],
     weight: &'a [f32],
     epsilon: f32,
-    output: &'a mut [f32],
+    values: &'a mut [f32],
 }
 
 impl Vectorized for RmsNorm<'_> {
@@ -16,26 +15,30 @@ impl Vectorized for RmsNorm<'_> {
     #[inline(always)]
     fn run<const FMA: bool>(self) {
         let size = self.weight.len();
-        for (input, output) in self.input.chunks_exact(size).zip(self.output.chunks_exact_mut(size)) {
-            let mean = dot::<FMA>(input, input) / size as f32;
+        for group in self.values.chunks_exact_mut(size) {
+            let mean = dot::<FMA>(group, group) / size as f32;
             let scale = 1.0 / (mean + self.epsilon).sqrt();
-            for index in 0..size {
-                output[index] = input[index] * scale * self.weight[index];
+            for (value, weight) in group.iter_mut().zip(self.weight) {
+                *value = *value * scale * weight;
             }
         }
     }
 }
 
-/// Normalizes each group of `weight.len()` columns of `[rows, width]`.
+/// Normalizes each group of `weight.len()` columns of `values` `[rows, width]`, in place or, where there is one, from
+/// `input`.
 pub(crate) fn rms_norm(
     level: Level,
     pool: &Pool,
-    input: &[f32],
+    input: Option<&[f32]>,
     (weight, epsilon): (&[f32], f32),
-    output: &mut [f32],
+    values: &mut [f32],
     width: usize,
 ) {
-    super::for_rows(pool, output, width, &|rows, output| {
-        level.run(RmsNorm { input: &input[rows.start * width..rows.end * width], weight, epsilon, output });
+    super::for_rows(pool, values, width, &|rows, values| {
+        if let Some(input) = input {
+            values.copy_from_slice(&input[rows.start * width..rows.end * width]);
+        }
+        level.run(RmsNorm { weight, epsilon, values });
     });
 }
