@@ -8,8 +8,6 @@ use crate::level::{Level, Vectorized};
 /// Far beyond all caches.
 const BUFFER_BYTES: usize = 512 << 20;
 const PASSES: usize = 5;
-/// Bytes that are asked for ahead of those being read, as the product kernels do.
-const AHEAD: usize = 8192;
 
 /// Bytes per second that `threads` threads together read, each its own part of a buffer that no cache holds; the best
 /// of a few passes.
@@ -50,12 +48,13 @@ impl Vectorized for Sum<'_> {
     }
 }
 
-/// Asks for the two cache lines that come `AHEAD` bytes later.
+/// Asks for the two cache lines that come some kilobytes later, as the product kernels do.
 #[inline(always)]
 fn prefetch(lines: *const f32) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        const AHEAD: usize = 8192;
         let ahead = lines.cast::<i8>().wrapping_add(AHEAD);
         // SAFETY: every x86-64 processor has the instruction, and prefetching never faults, whatever the address.
         unsafe {
