@@ -11,11 +11,9 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use tensor::DType;
-
 use crate::activations::Activations;
 use crate::aligned::Aligned;
-use crate::isa::{Output, layout};
+use crate::isa::{ForFormat, Output, layout};
 use crate::panel::{BLOCK, BLOCK_VALUES, Layout, Panel, PanelMatrix, ROWS};
 
 /// Up to this many tokens the vector unit is faster.
@@ -82,22 +80,20 @@ struct Unpacked {
 }
 
 /// See [`crate::isa::multiply_panels`].
-pub(crate) fn multiply_panels(matrix: &PanelMatrix, activations: &Activations, panels: Range<usize>, output: Output) {
-    let multiply: unsafe fn(&PanelMatrix, &Activations, Range<usize>, Output) = match matrix.dtype {
-        DType::Q4_0 => multiply::<{ DType::Q4_0 as usize }>,
-        DType::Q4_1 => multiply::<{ DType::Q4_1 as usize }>,
-        DType::Q5_0 => multiply::<{ DType::Q5_0 as usize }>,
-        DType::Q5_1 => multiply::<{ DType::Q5_1 as usize }>,
-        DType::Q8_0 => multiply::<{ DType::Q8_0 as usize }>,
-        DType::Q2_K => multiply::<{ DType::Q2_K as usize }>,
-        DType::Q3_K => multiply::<{ DType::Q3_K as usize }>,
-        DType::Q4_K => multiply::<{ DType::Q4_K as usize }>,
-        DType::Q5_K => multiply::<{ DType::Q5_K as usize }>,
-        DType::Q6_K => multiply::<{ DType::Q6_K as usize }>,
-        DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats have no panels"),
-    };
-    // SAFETY: only called at `Level::Amx`, which exists where `available` said so.
-    unsafe { multiply(matrix, activations, panels, output) }
+pub(crate) struct MultiplyPanels<'a> {
+    pub(crate) matrix: &'a PanelMatrix,
+    pub(crate) activations: &'a Activations,
+    pub(crate) panels: Range<usize>,
+    pub(crate) output: Output,
+}
+
+impl ForFormat for MultiplyPanels<'_> {
+    type Output = ();
+
+    fn run<const D: usize>(self) {
+        // SAFETY: only called at `Level::Amx`, which exists where `available` said so.
+        unsafe { multiply::<D>(self.matrix, self.activations, self.panels, self.output) }
+    }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]

@@ -6,41 +6,27 @@
 
 use std::arch::x86_64::*;
 
-use tensor::DType;
-
 use crate::activations::Activations;
-use crate::isa::{Dot, Sums, TOKENS, layout};
+use crate::isa::{DotKernel, Sums, TOKENS, layout};
 use crate::panel::{BLOCK, Panel, ROWS, SUPER, Scales, Sections};
 
-/// The kernel of a format.
-pub(crate) fn select(dtype: DType) -> Dot {
-    match dtype {
-        DType::Q4_0 => dot::<{ DType::Q4_0 as usize }>,
-        DType::Q4_1 => dot::<{ DType::Q4_1 as usize }>,
-        DType::Q5_0 => dot::<{ DType::Q5_0 as usize }>,
-        DType::Q5_1 => dot::<{ DType::Q5_1 as usize }>,
-        DType::Q8_0 => dot::<{ DType::Q8_0 as usize }>,
-        DType::Q2_K => dot::<{ DType::Q2_K as usize }>,
-        DType::Q3_K => dot::<{ DType::Q3_K as usize }>,
-        DType::Q4_K => dot::<{ DType::Q4_K as usize }>,
-        DType::Q5_K => dot::<{ DType::Q5_K as usize }>,
-        DType::Q6_K => dot::<{ DType::Q6_K as usize }>,
-        DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats have no panels"),
-    }
-}
+/// The kernels of this instruction set.
+pub(crate) struct Avx512;
 
-fn dot<const D: usize>(panel: &Panel<'_>, activations: &Activations, row: usize, tokens: usize, sums: &mut Sums) {
-    // SAFETY: only selected where the processor has these features; each call is given as many sums as it writes.
-    unsafe {
-        match tokens {
-            1 => dot_tokens::<D, 1>(panel, activations, row, sums),
-            2 => dot_tokens::<D, 2>(panel, activations, row, sums),
-            3 => dot_tokens::<D, 3>(panel, activations, row, sums),
-            4 => dot_tokens::<D, 4>(panel, activations, row, sums),
-            5 => dot_tokens::<D, 5>(panel, activations, row, sums),
-            6 => dot_tokens::<D, 6>(panel, activations, row, sums),
-            7 => dot_tokens::<D, 7>(panel, activations, row, sums),
-            _ => dot_tokens::<D, TOKENS>(panel, activations, row, sums),
+impl DotKernel for Avx512 {
+    fn dot<const D: usize>(panel: &Panel<'_>, activations: &Activations, row: usize, tokens: usize, sums: &mut Sums) {
+        // SAFETY: only selected where the processor has these features; each call is given as many sums as it writes.
+        unsafe {
+            match tokens {
+                1 => dot_tokens::<D, 1>(panel, activations, row, sums),
+                2 => dot_tokens::<D, 2>(panel, activations, row, sums),
+                3 => dot_tokens::<D, 3>(panel, activations, row, sums),
+                4 => dot_tokens::<D, 4>(panel, activations, row, sums),
+                5 => dot_tokens::<D, 5>(panel, activations, row, sums),
+                6 => dot_tokens::<D, 6>(panel, activations, row, sums),
+                7 => dot_tokens::<D, 7>(panel, activations, row, sums),
+                _ => dot_tokens::<D, TOKENS>(panel, activations, row, sums),
+            }
         }
     }
 }

@@ -76,7 +76,7 @@ pub(crate) fn multiply_panels(
 ) {
     #[cfg(target_arch = "x86_64")]
     if level == Level::Amx && activations.rows > amx::TOKENS_MIN {
-        return amx::multiply_panels(matrix, activations, panels, output);
+        return for_format(matrix.dtype, amx::MultiplyPanels { matrix, activations, panels, output });
     }
     let dot = select(level, matrix.dtype);
     for index in panels {
@@ -98,15 +98,63 @@ pub(crate) fn multiply_panels(
 /// A dot product kernel: panel, activations, first row, number of tokens (1 to [`TOKENS`]), sums.
 type Dot = fn(&crate::panel::Panel<'_>, &Activations, usize, usize, &mut Sums);
 
+/// An instruction set's dot product kernels.
+trait DotKernel {
+    /// A [`Dot`] for format number `D` of [`DType::ALL`].
+    fn dot<const D: usize>(
+        panel: &crate::panel::Panel<'_>,
+        activations: &Activations,
+        row: usize,
+        tokens: usize,
+        sums: &mut Sums,
+    );
+}
+
+/// Picks a kernel of `K`.
+struct Select<K>(std::marker::PhantomData<K>);
+
+impl<K: DotKernel> ForFormat for Select<K> {
+    type Output = Dot;
+    fn run<const D: usize>(self) -> Dot {
+        K::dot::<D>
+    }
+}
+
+/// Code that is specialized for a format.
+trait ForFormat {
+    /// What it gives.
+    type Output;
+    /// Runs it for format number `D` of [`DType::ALL`].
+    fn run<const D: usize>(self) -> Self::Output;
+}
+
+/// The one table from formats to code that is specialized for them.
+fn for_format<F: ForFormat>(dtype: DType, code: F) -> F::Output {
+    match dtype {
+        DType::Q4_0 => code.run::<{ DType::Q4_0 as usize }>(),
+        DType::Q4_1 => code.run::<{ DType::Q4_1 as usize }>(),
+        DType::Q5_0 => code.run::<{ DType::Q5_0 as usize }>(),
+        DType::Q5_1 => code.run::<{ DType::Q5_1 as usize }>(),
+        DType::Q8_0 => code.run::<{ DType::Q8_0 as usize }>(),
+        DType::Q2_K => code.run::<{ DType::Q2_K as usize }>(),
+        DType::Q3_K => code.run::<{ DType::Q3_K as usize }>(),
+        DType::Q4_K => code.run::<{ DType::Q4_K as usize }>(),
+        DType::Q5_K => code.run::<{ DType::Q5_K as usize }>(),
+        DType::Q6_K => code.run::<{ DType::Q6_K as usize }>(),
+        DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats have no panels"),
+    }
+}
+
 /// The kernel of a level for a format.
 fn select(level: Level, dtype: DType) -> Dot {
+    use std::marker::PhantomData;
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Amx => avx512::select(dtype),
+        Level::Avx512 | Level::Amx => for_format(dtype, Select::<avx512::Avx512>(PhantomData)),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => avx2::select(dtype),
+        Level::Avx2 => for_format(dtype, Select::<avx2::Avx2>(PhantomData)),
         #[cfg(target_arch = "aarch64")]
-        Level::Neon => neon::select(dtype),
+        Level::Neon => for_format(dtype, Select::<neon::Neon>(PhantomData)),
         _ => portable::dot,
     }
 }

@@ -6,43 +6,29 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use tensor::DType;
-
 use crate::activations::Activations;
 use crate::isa::portable::part_sum;
-use crate::isa::{Dot, Sums, TOKENS, layout};
+use crate::isa::{DotKernel, Sums, TOKENS, layout};
 use crate::panel::{BLOCK, Panel, ROWS, scale_of};
 
 /// Vectors of 4 rows in a panel.
 const VECTORS: usize = ROWS / 4;
 
-/// The kernel of a format.
-pub(crate) fn select(dtype: DType) -> Dot {
-    match dtype {
-        DType::Q4_0 => dot::<{ DType::Q4_0 as usize }>,
-        DType::Q4_1 => dot::<{ DType::Q4_1 as usize }>,
-        DType::Q5_0 => dot::<{ DType::Q5_0 as usize }>,
-        DType::Q5_1 => dot::<{ DType::Q5_1 as usize }>,
-        DType::Q8_0 => dot::<{ DType::Q8_0 as usize }>,
-        DType::Q2_K => dot::<{ DType::Q2_K as usize }>,
-        DType::Q3_K => dot::<{ DType::Q3_K as usize }>,
-        DType::Q4_K => dot::<{ DType::Q4_K as usize }>,
-        DType::Q5_K => dot::<{ DType::Q5_K as usize }>,
-        DType::Q6_K => dot::<{ DType::Q6_K as usize }>,
-        DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats have no panels"),
-    }
-}
+/// The kernels of this instruction set.
+pub(crate) struct Neon;
 
-fn dot<const D: usize>(panel: &Panel<'_>, activations: &Activations, row: usize, tokens: usize, sums: &mut Sums) {
-    // SAFETY: only selected where the processor has the extension.
-    unsafe {
-        let mut done = 0;
-        while done + 2 <= tokens.min(TOKENS) {
-            dot_tokens::<D, 2>(panel, activations, row + done, &mut sums[done..done + 2]);
-            done += 2;
-        }
-        if done < tokens {
-            dot_tokens::<D, 1>(panel, activations, row + done, &mut sums[done..done + 1]);
+impl DotKernel for Neon {
+    fn dot<const D: usize>(panel: &Panel<'_>, activations: &Activations, row: usize, tokens: usize, sums: &mut Sums) {
+        // SAFETY: only selected where the processor has the extension.
+        unsafe {
+            let mut done = 0;
+            while done + 2 <= tokens.min(TOKENS) {
+                dot_tokens::<D, 2>(panel, activations, row + done, &mut sums[done..done + 2]);
+                done += 2;
+            }
+            if done < tokens {
+                dot_tokens::<D, 1>(panel, activations, row + done, &mut sums[done..done + 1]);
+            }
         }
     }
 }
