@@ -38,7 +38,8 @@ pub(crate) struct LoadedProgram {
     program: Program,
     options: LoadOptions,
     buffers: Vec<Storage>,
-    activations: Activations,
+    /// Absent only while linear layers run.
+    activations: Option<Activations>,
     ropes: Vec<RopeTable>,
     memory: MemoryUse,
 }
@@ -84,6 +85,7 @@ impl LoadedProgram {
         }
         let activations = Activations::new(options.tokens_max.max(options.outputs_max), widest_input(program));
         memory.scratch += activations.bytes() as u64;
+        let activations = Some(activations);
         let ropes = rope_tables(program, options);
         let options = options.clone();
         Ok(LoadedProgram { level, pool, program: program.clone(), options, buffers, activations, ropes, memory })
@@ -192,7 +194,7 @@ impl LoadedProgram {
             })
             .collect();
         let mut outputs: Vec<Storage> = layers.iter().map(|&(_, output)| self.take(output)).collect();
-        let mut activations = std::mem::replace(&mut self.activations, Activations::new(0, 0));
+        let mut activations = self.activations.take().expect("put back below");
         let (values, columns) = self.scratch(input, batch);
         let products: Vec<Product<'_>> = layers
             .iter()
@@ -208,7 +210,7 @@ impl LoadedProgram {
         if !values.is_empty() {
             kernel::linear::linear(self.level, &self.pool, &mut activations, values, columns, &products);
         }
-        self.activations = activations;
+        self.activations = Some(activations);
         for (&(_, output), storage) in layers.iter().zip(outputs) {
             self.buffers[output.index()] = storage;
         }

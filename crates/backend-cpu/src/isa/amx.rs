@@ -16,9 +16,6 @@ use crate::aligned::Aligned;
 use crate::isa::{ForFormat, Output, layout};
 use crate::panel::{BLOCK, BLOCK_VALUES, Layout, Panel, PanelMatrix, ROWS};
 
-/// Up to this many tokens the vector unit is faster.
-pub(crate) const TOKENS_MIN: usize = 8;
-
 /// Tokens of a tile.
 const TILE: usize = 16;
 
@@ -178,6 +175,8 @@ unsafe fn multiply_tile<const D: usize>(
     assert!(values.len() >= blocks * BLOCK_VALUES && first + TILE <= activations.stride);
     assert!(unpacked.scales.len() >= blocks * layout.parts * ROWS);
     assert!(activations.quants.len() >= (first + TILE) * activations.columns);
+    assert!(activations.scales.len() >= blocks * activations.stride);
+    assert!(activations.sums.len() >= 2 * blocks * activations.stride);
     let columns = BLOCK / layout.parts;
     let multiply = |step: usize, products: &mut Products| {
         // SAFETY: `columns` bytes of 16 rows lie inside the activations, and `columns / 4` vectors in `values`, as

@@ -45,6 +45,7 @@ unsafe fn dot_tokens<const D: usize, const M: usize>(
     assert!(panel.values.len() >= blocks * block_bytes && activations.columns == blocks * BLOCK);
     assert!(row + M <= activations.stride && activations.scales.len() >= blocks * activations.stride);
     assert!(activations.quants.len() >= (row + M) * activations.columns);
+    assert!(activations.sums.len() >= 2 * blocks * activations.stride);
     let mut totals = [_mm512_setzero_ps(); M];
     for block in 0..blocks {
         prefetch(panel, block, block_bytes);

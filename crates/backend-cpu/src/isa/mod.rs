@@ -74,8 +74,9 @@ pub(crate) fn multiply_panels(
     panels: Range<usize>,
     output: Output,
 ) {
+    // For so few tokens that one call takes them all, the vector unit is faster; only more are padded to whole tiles.
     #[cfg(target_arch = "x86_64")]
-    if level == Level::Amx && activations.rows > amx::TOKENS_MIN {
+    if level == Level::Amx && activations.rows > TOKENS {
         return for_format(matrix.dtype, amx::MultiplyPanels { matrix, activations, panels, output });
     }
     let dot = select(level, matrix.dtype);
