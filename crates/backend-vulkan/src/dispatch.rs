@@ -1,0 +1,70 @@
+//! One launch of a kernel, as data, and how a list of them becomes a command buffer.
+
+use crate::pipeline::{Kernel, PUSH_BYTES};
+
+/// A range of device addresses that a kernel reads or writes. Two ranges of one buffer count as the same.
+pub(crate) type Region = u64;
+
+/// One launch.
+#[derive(Clone, Debug)]
+pub(crate) struct Dispatch {
+    /// What is launched.
+    pub(crate) kernel: Kernel,
+    /// Its arguments: addresses first, then numbers; see [`Push`].
+    pub(crate) push: Push,
+    /// Workgroups in x, y and z.
+    pub(crate) groups: [u32; 3],
+    /// Addresses of the buffers that it reads and that others write.
+    pub(crate) reads: Vec<Region>,
+    /// Addresses of the buffers that it writes.
+    pub(crate) writes: Vec<Region>,
+    /// Bytes that have to come from and go to memory, for the report.
+    pub(crate) bytes: u64,
+    /// Multiplications and additions, for the report.
+    pub(crate) operations: u64,
+    /// For people: the op and its sizes.
+    pub(crate) label: String,
+}
+
+/// Push constants, laid out as a shader's block declares them with `scalar` layout.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Push {
+    bytes: [u8; PUSH_BYTES],
+    len: usize,
+}
+
+impl Default for Push {
+    fn default() -> Push {
+        Push { bytes: [0; PUSH_BYTES], len: 0 }
+    }
+}
+
+impl Push {
+    /// Appends an address.
+    pub(crate) fn address(self, address: u64) -> Push {
+        assert!(self.len.is_multiple_of(8), "addresses come first");
+        self.append(&address.to_le_bytes())
+    }
+
+    /// Appends a number.
+    pub(crate) fn number(self, number: usize) -> Push {
+        let number = u32::try_from(number).expect("sizes of models fit in 32 bits");
+        self.append(&number.to_le_bytes())
+    }
+
+    /// Appends a number with a fraction.
+    pub(crate) fn float(self, number: f32) -> Push {
+        self.append(&number.to_le_bytes())
+    }
+
+    fn append(mut self, bytes: &[u8]) -> Push {
+        self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
+        self.len += bytes.len();
+        self
+    }
+
+    /// All that was appended.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}

@@ -1,0 +1,39 @@
+//! One file per kernel: how its arguments become a [`Dispatch`].
+//!
+//! Activations are f32 rows whose length is padded to [`PADDING`] elements; the padding is zero, so that kernels can
+//! read whole vectors. Kernels never write other values there.
+
+pub(crate) mod add;
+
+use crate::features::Features;
+use crate::pipeline::Kernel;
+
+/// Rows of activations are padded to a multiple of this many elements.
+pub(crate) const PADDING: usize = 32;
+
+/// Elements from one row of activations to the next.
+pub(crate) fn pitch(width: usize) -> usize {
+    width.next_multiple_of(PADDING)
+}
+
+/// Rows in device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    /// The device's address of the first element: also the buffer's name in hazards.
+    pub(crate) address: u64,
+    /// Elements of a row that count.
+    pub(crate) width: usize,
+}
+
+impl View {
+    /// Elements from one row to the next.
+    pub(crate) fn pitch(self) -> usize {
+        pitch(self.width)
+    }
+}
+
+/// A kernel with the device's usual subgroups and workgroups of about 256.
+pub(crate) fn kernel(features: &Features, shader: impl Into<String>, constants: Vec<u32>) -> Kernel {
+    let workgroup = 256.min(features.workgroup_max);
+    Kernel { shader: shader.into(), subgroup: features.subgroup, workgroup, constants }
+}

@@ -1,0 +1,145 @@
+//! Single kernels on real data: for tests of kernels and for measuring one variant against another.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ash::vk;
+use tensor::BackendError;
+
+use crate::commands::{Commands, Stamps, barrier, host_barrier, record_dispatches};
+use crate::context::Context;
+use crate::dispatch::Dispatch;
+use crate::features::Features;
+use crate::memory::{Arena, Place, Slice};
+use crate::pipeline::Pipelines;
+
+/// A device with memory, and nothing loaded.
+pub(crate) struct Lab {
+    pub(crate) context: Arc<Context>,
+    pub(crate) pipelines: Pipelines,
+    commands: Commands,
+    memory: Arena,
+}
+
+impl Lab {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// No device.
+    pub(crate) fn open(index: Option<usize>) -> Result<Lab, BackendError> {
+        let context = Context::open(index)?;
+        Ok(Lab {
+            pipelines: Pipelines::new(&context)?,
+            commands: Commands::new(&context, &context.queue)?,
+            memory: Arena::new(&context, Place::Device, 256 << 20),
+            context,
+        })
+    }
+
+    /// The best device, or `None` and a word about it where there is none. `LAPIDARY_VULKAN_DEVICE` chooses by number.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Option<Lab> {
+        let index = std::env::var("LAPIDARY_VULKAN_DEVICE").ok().and_then(|number| number.parse().ok());
+        match Lab::open(index) {
+            Ok(lab) => Some(lab),
+            Err(error) => {
+                eprintln!("skipped: {error}");
+                None
+            }
+        }
+    }
+
+    /// What the device can do.
+    pub(crate) fn features(&self) -> &Features {
+        self.context.features()
+    }
+
+    /// Device memory with these bytes.
+    ///
+    /// # Errors
+    /// No memory, or a device that fails.
+    pub(crate) fn upload(&mut self, bytes: &[u8]) -> Result<Slice, BackendError> {
+        let slice = self.memory.allocate(bytes.len() as u64, "the lab")?;
+        let mut arena = Arena::new(&self.context, Place::Upload, 0);
+        let mut staging = arena.allocate(bytes.len() as u64, "the lab")?;
+        // SAFETY: the device does not know the memory yet.
+        unsafe { staging.bytes_mut() }.expect("mapped memory")[..bytes.len()].copy_from_slice(bytes);
+        self.copy(staging, slice, bytes.len() as u64)?;
+        Ok(slice)
+    }
+
+    /// What is in device memory.
+    ///
+    /// # Errors
+    /// No memory, or a device that fails.
+    pub(crate) fn download(&mut self, slice: Slice, len: usize) -> Result<Vec<u8>, BackendError> {
+        let mut arena = Arena::new(&self.context, Place::Download, 0);
+        let mut staging = arena.allocate(len as u64, "the lab")?;
+        self.copy(slice, staging, len as u64)?;
+        // SAFETY: the copy is done.
+        Ok(unsafe { staging.bytes_mut() }.expect("mapped memory")[..len].to_vec())
+    }
+
+    fn copy(&mut self, from: Slice, to: Slice, len: u64) -> Result<(), BackendError> {
+        let context = self.context.clone();
+        self.commands.once(|buffer| {
+            let region = vk::BufferCopy::default().src_offset(from.offset).dst_offset(to.offset).size(len);
+            // SAFETY: both slices are that long.
+            unsafe { context.raw.cmd_copy_buffer(buffer, from.buffer, to.buffer, &[region]) };
+            host_barrier(&context, buffer);
+            Ok(())
+        })
+    }
+
+    /// Runs the dispatches once, in order, with barriers where they are needed.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub(crate) fn run(&mut self, dispatches: &[Dispatch]) -> Result<(), BackendError> {
+        let (context, pipelines) = (&self.context, &mut self.pipelines);
+        self.commands.once(|buffer| record_dispatches(context, pipelines, buffer, dispatches, &mut None))
+    }
+
+    /// Device time of `repeat` runs of the dispatches after one that is not timed, each run behind the last.
+    ///
+    /// # Errors
+    /// A device that fails or has no timestamps.
+    pub(crate) fn time(&mut self, dispatches: &[Dispatch], repeat: u32) -> Result<Duration, BackendError> {
+        self.run(dispatches)?;
+        let step = self.features().timestamp_nanoseconds.ok_or_else(|| BackendError::Unsupported {
+            device: self.features().name.clone(),
+            problem: "it has no timestamps".into(),
+        })?;
+        let context = self.context.clone();
+        let failure = |error| context.failure("timing", error);
+        let info = vk::QueryPoolCreateInfo::default().query_type(vk::QueryType::TIMESTAMP).query_count(2);
+        // SAFETY: plain creation; destroyed below when the device is done.
+        let pool = unsafe { context.raw.create_query_pool(&info, None) }.map_err(failure)?;
+        let pipelines = &mut self.pipelines;
+        let result = self.commands.once(|buffer| {
+            let stamps = Stamps { pool, next: 0 };
+            let all = vk::PipelineStageFlags2::ALL_COMMANDS;
+            // SAFETY: the pool has two queries.
+            unsafe {
+                context.raw.cmd_reset_query_pool(buffer, stamps.pool, 0, 2);
+                barrier(&context, buffer);
+                context.raw.cmd_write_timestamp2(buffer, all, pool, 0);
+            }
+            for _ in 0..repeat {
+                record_dispatches(&context, pipelines, buffer, dispatches, &mut None)?;
+            }
+            // SAFETY: as above.
+            unsafe { context.raw.cmd_write_timestamp2(buffer, all, pool, 1) };
+            Ok(())
+        });
+        let mut stamps = [0u64; 2];
+        let flags = vk::QueryResultFlags::TYPE_64 | vk::QueryResultFlags::WAIT;
+        // SAFETY: the work is done, so the results are there.
+        let read = result
+            .and_then(|()| unsafe { context.raw.get_query_pool_results(pool, 0, &mut stamps, flags).map_err(failure) });
+        // SAFETY: nothing uses the pool any more.
+        unsafe { context.raw.destroy_query_pool(pool, None) };
+        read?;
+        Ok(Duration::from_nanos((stamps[1] - stamps[0]) * u64::from(step)))
+    }
+}

@@ -1,0 +1,13 @@
+//! Runs programs on any GPU with Vulkan 1.3.
+
+mod commands;
+mod context;
+mod dispatch;
+mod features;
+mod kernel;
+mod lab;
+mod memory;
+mod pipeline;
+
+pub use context::DeviceInfo;
+pub use features::{DeviceKind, Features, MatrixShape};
