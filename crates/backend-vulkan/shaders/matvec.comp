@@ -1,0 +1,111 @@
+// Products of a matrix of blocks with one to eight columns, see `matvec.glsl`.
+//! for FORMAT in BLOCKS
+//! for ACTIVATIONS in int8 f32
+
+#include "types.glsl"
+#ifdef ACTIVATIONS_INT8
+#extension GL_EXT_integer_dot_product : require
+#endif
+#include "weights.glsl"
+#include "format/{FORMAT}.glsl"
+#include "matvec.glsl"
+
+Raw raw[TAKEN];
+
+#ifdef ACTIVATIONS_INT8
+
+// The dot product of 16 quants with 16 activations.
+int dot_half(uvec4 quants, uvec4 activations) {
+    int sum = 0;
+    [[unroll]] for (uint i = 0; i < 4; i++) {
+#ifdef QUANTS_SIGNED
+        sum += dotPacked4x8EXT(int32_t(quants[i]), int32_t(activations[i]));
+#else
+        sum += dotPacked4x8EXT(uint32_t(quants[i]), int32_t(activations[i]));
+#endif
+    }
+    return sum;
+}
+
+void accumulate(uint unit) {
+    Uvec4s activations = Uvec4s(p.activations);
+    Vec2s activation_sums = Vec2s(p.sums);
+#ifdef ONE_SCALE
+    // Both halves have one scale on either side: their integers add up.
+    float scale[TAKEN], offset[TAKEN];
+    uvec4 quants[TAKEN][2];
+    [[unroll]] for (uint r = 0; r < TAKEN; r++) {
+        decode_half(raw[r], 0, quants[r][0], scale[r], offset[r]);
+        decode_half(raw[r], 1, quants[r][1], scale[r], offset[r]);
+    }
+    [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
+        const uint at = column * p.activation_pitch + 2 * unit;
+        const uvec4 low = activations.at[at];
+        const uvec4 high = activations.at[at + 1];
+        const vec4 both = Vec4s(p.sums).at[at / 2];
+        [[unroll]] for (uint r = 0; r < TAKEN; r++) {
+            const int sum = dot_half(quants[r][0], low) + dot_half(quants[r][1], high);
+            sums[r * COLUMNS + column] =
+                fma(scale[r], both.x * float(sum), fma(offset[r], both.y + both.w, sums[r * COLUMNS + column]));
+        }
+    }
+#else
+    [[unroll]] for (uint k = 0; k < HALVES; k++) {
+        float scale[TAKEN], offset[TAKEN];
+        uvec4 quants[TAKEN];
+        [[unroll]] for (uint r = 0; r < TAKEN; r++) {
+            decode_half(raw[r], k, quants[r], scale[r], offset[r]);
+        }
+        [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
+            const uint at = column * p.activation_pitch + half_index(unit, k);
+            const uvec4 values = activations.at[at];
+            const vec2 factors = activation_sums.at[at];
+            [[unroll]] for (uint r = 0; r < TAKEN; r++) {
+                const float sum = float(dot_half(quants[r], values));
+                sums[r * COLUMNS + column] =
+                    fma(scale[r], factors.x * sum, fma(offset[r], factors.y, sums[r * COLUMNS + column]));
+            }
+        }
+    }
+#endif
+}
+
+#else
+
+#ifdef QUANTS_SIGNED
+vec4 quants_of(uint bytes) { return vec4(unpack8(int32_t(bytes))); }
+#else
+vec4 quants_of(uint bytes) { return vec4(unpack8(bytes)); }
+#endif
+
+void accumulate(uint unit) {
+    Vec4s activations = Vec4s(p.activations);
+    [[unroll]] for (uint k = 0; k < HALVES; k++) {
+        [[unroll]] for (uint r = 0; r < TAKEN; r++) {
+            float scale, offset;
+            uvec4 quants;
+            decode_half(raw[r], k, quants, scale, offset);
+            [[unroll]] for (uint part = 0; part < 4; part++) {
+                const vec4 weights = fma(vec4(scale), quants_of(quants[part]), vec4(offset));
+                [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
+                    const uint at = column * p.activation_pitch + 4 * half_index(unit, k) + part;
+                    sums[r * COLUMNS + column] += dot(weights, activations.at[at]);
+                }
+            }
+        }
+    }
+}
+
+#endif
+
+void main() {
+    const Place at = place();
+    clear_sums();
+    for (uint unit = at.part * SUBGROUP + gl_SubgroupInvocationID; unit < p.units; unit += SPLIT * SUBGROUP) {
+        [[unroll]] for (uint r = 0; r < TAKEN; r++) {
+            raw[r] = load_raw(matrix(at, r), row_of(at, r), p.pitch, p.units, unit);
+        }
+        accumulate(unit);
+    }
+    finish(at);
+}

@@ -1,0 +1,92 @@
+// The norms between two layers' halves, in one: `residual += norm(update) · first`, then
+// `output = norm(residual) · second`, as f32, as 8-bit integers, or both. One workgroup a row.
+//
+// A row stays in registers: each invocation holds `HELD` fours of it.
+
+#include "types.glsl"
+#include "quantize.glsl"
+
+layout(constant_id = 2) const uint HELD = 2;
+// Whether there is an update to be normalized and added; otherwise the residual is only read.
+layout(constant_id = 3) const bool ADDS = true;
+// Whether the residual is normalized after that, and in which forms it goes out.
+layout(constant_id = 4) const bool WRITES_FLOATS = true;
+layout(constant_id = 5) const bool WRITES_QUANTS = true;
+
+layout(push_constant, scalar) uniform Push {
+    Vec4s update;
+    Vec4s first;
+    Vec4s residual;
+    Vec4s second;
+    Vec4s target;
+    Uints quants;
+    Vec2s sums;
+    uint fours; // of a row; its width is a multiple of 4
+    uint pitch; // vec4s from one row to the next
+    float first_epsilon;
+    float second_epsilon;
+} p;
+
+shared float parts[2][WORKGROUP / SUBGROUP];
+
+float sum_of_workgroup(uint round, float value) {
+    value = subgroupAdd(value);
+    if (subgroupElect()) {
+        parts[round][gl_SubgroupID] = value;
+    }
+    barrier();
+    value = gl_SubgroupInvocationID < WORKGROUP / SUBGROUP ? parts[round][gl_SubgroupInvocationID] : 0.0;
+    for (uint i = gl_SubgroupInvocationID + SUBGROUP; i < WORKGROUP / SUBGROUP; i += SUBGROUP) {
+        value += parts[round][i];
+    }
+    return subgroupAdd(value);
+}
+
+float inverse_root(uint round, float squares, float epsilon) {
+    return 1.0 / sqrt(sum_of_workgroup(round, squares) / float(4 * p.fours) + epsilon);
+}
+
+void main() {
+    const uint row = gl_WorkGroupID.x * p.pitch;
+    vec4 held[HELD];
+    vec4 residual[HELD];
+    float squares = 0.0;
+    [[unroll]] for (uint i = 0; i < HELD; i++) {
+        const uint at = gl_LocalInvocationIndex + i * WORKGROUP;
+        const bool inside = at < p.fours;
+        residual[i] = inside ? p.residual.at[row + at] : vec4(0);
+        if (ADDS) {
+            held[i] = inside ? p.update.at[row + at] : vec4(0);
+            squares += dot(held[i], held[i]);
+        }
+    }
+    if (ADDS) {
+        const float inverse = inverse_root(0, squares, p.first_epsilon);
+        [[unroll]] for (uint i = 0; i < HELD; i++) {
+            const uint at = gl_LocalInvocationIndex + i * WORKGROUP;
+            if (at < p.fours) {
+                residual[i] += held[i] * inverse * p.first.at[at];
+                p.residual.at[row + at] = residual[i];
+            }
+        }
+    }
+    if (WRITES_FLOATS || WRITES_QUANTS) {
+        squares = 0.0;
+        [[unroll]] for (uint i = 0; i < HELD; i++) {
+            squares += dot(residual[i], residual[i]);
+        }
+        const float inverse = inverse_root(1, squares, p.second_epsilon);
+        [[unroll]] for (uint i = 0; i < HELD; i++) {
+            const uint at = gl_LocalInvocationIndex + i * WORKGROUP;
+            if (at < p.fours) {
+                const vec4 normed = residual[i] * inverse * p.second.at[at];
+                if (WRITES_FLOATS) {
+                    p.target.at[row + at] = normed;
+                }
+                if (WRITES_QUANTS) {
+                    quantize(p.quants, p.sums, row + at, normed);
+                }
+            }
+        }
+    }
+}
