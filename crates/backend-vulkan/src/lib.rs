@@ -6,6 +6,7 @@ mod dispatch;
 mod features;
 mod kernel;
 mod lab;
+mod layout;
 mod memory;
 mod pipeline;
 

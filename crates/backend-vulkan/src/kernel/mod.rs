@@ -4,6 +4,13 @@
 //! read whole vectors. Kernels never write other values there.
 
 pub(crate) mod add;
+pub(crate) mod embed;
+pub(crate) mod gelu_mul;
+pub(crate) mod matvec;
+pub(crate) mod norm;
+pub(crate) mod quantize;
+pub(crate) mod rms_norm;
+pub(crate) mod select_outputs;
 
 use crate::features::Features;
 use crate::pipeline::Kernel;
@@ -30,6 +37,15 @@ impl View {
     pub(crate) fn pitch(self) -> usize {
         pitch(self.width)
     }
+}
+
+/// Activations as 8-bit integers with a scale per block of 32 (`shaders/quantize.glsl`): `[rows, width]`, not padded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Quantized {
+    /// Address of the integers.
+    pub(crate) values: u64,
+    /// Address of the scales and sums.
+    pub(crate) sums: u64,
 }
 
 /// A kernel with the device's usual subgroups and workgroups of about 256.

@@ -1,0 +1,181 @@
+//! Products of matrices with one to eight columns: decoding, where the weights' bytes are all that counts.
+
+use super::{Quantized, View, kernel};
+use crate::dispatch::{Dispatch, Push};
+use crate::features::Features;
+use crate::layout::Weight;
+
+/// Most columns that one dispatch multiplies.
+pub(crate) const COLUMNS_MAX: usize = 8;
+
+/// The activations that a product reads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Input {
+    /// f32 rows.
+    Floats(View),
+    /// Rows of 8-bit integers, for integer dot products.
+    Quantized(Quantized),
+}
+
+/// What a product of gate and up gives.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Gated {
+    /// f32 rows.
+    Floats(View),
+    /// Rows of 8-bit integers, for the next product.
+    Quantized(Quantized),
+}
+
+/// How the rows are divided: constants 2 and 4 of the shader, and the workgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tiling {
+    /// Rows of a subgroup.
+    pub(crate) rows: u32,
+    /// Subgroups that share a set of rows.
+    pub(crate) split: u32,
+    /// Subgroups of a workgroup.
+    pub(crate) subgroups: u32,
+}
+
+impl Tiling {
+    fn group_rows(self) -> usize {
+        (self.rows * self.subgroups / self.split) as usize
+    }
+}
+
+/// The tiling for matrices of `rows` rows in all and `units` units a row. Few rows are split among subgroups, so that
+/// enough of them read at once; with several columns a subgroup takes fewer rows, because its sums are registers.
+pub(crate) fn tiling(features: &Features, rows: usize, units: usize, columns: usize) -> Tiling {
+    let subgroups = (256 / features.subgroup).clamp(1, 8);
+    let per_subgroup = if columns > 4 { 2 } else { 4 };
+    // Subgroups that a large card holds at once.
+    const WANTED: usize = 4096;
+    let mut tiling = Tiling { rows: per_subgroup, split: 1, subgroups };
+    while tiling.rows > 1 && rows / (tiling.rows as usize) < WANTED {
+        tiling.rows /= 2;
+    }
+    while tiling.split < subgroups
+        && rows / tiling.rows as usize * (tiling.split as usize) < WANTED
+        && units >= (4 * tiling.split * features.subgroup) as usize
+    {
+        tiling.split *= 2;
+    }
+    tiling
+}
+
+/// The tiling for gate and up: a workgroup's rows are whole blocks of 32, so that it can quantize them.
+pub(crate) fn gated_tiling(features: &Features) -> Tiling {
+    let subgroups = (256 / features.subgroup).clamp(1, 32);
+    Tiling { rows: 32u32.div_ceil(subgroups), split: 1, subgroups }
+}
+
+/// Multiplies up to three matrices of one format and width, each with its output, by the same input of `columns` rows.
+pub(crate) fn matvec(
+    features: &Features,
+    parts: &[(Weight, View)],
+    input: Input,
+    columns: usize,
+    tiling: Tiling,
+) -> Dispatch {
+    let rows: usize = parts.iter().map(|(weight, _)| weight.rows).sum();
+    let groups: usize = parts.iter().map(|(weight, _)| weight.rows.div_ceil(tiling.group_rows())).sum();
+    let outputs: Vec<(u64, usize)> = parts.iter().map(|(_, view)| (view.address, view.pitch())).collect();
+    let weights: Vec<Weight> = parts.iter().map(|(weight, _)| *weight).collect();
+    Dispatch {
+        groups: [groups as u32, 1, 1],
+        kernel: shader(features, &weights[0], input, columns, tiling, 0),
+        push: push(&weights, &outputs, 0, input),
+        reads: vec![input.address()],
+        writes: outputs.iter().map(|(address, _)| *address).collect(),
+        bytes: bytes(&weights) + (4 * columns * rows) as u64,
+        operations: 2 * (columns * rows * weights[0].columns) as u64,
+        label: label("linear", &weights, columns),
+    }
+}
+
+/// `gelu_tanh(input · gateᵀ) · (input · upᵀ)`.
+pub(crate) fn gate_up(
+    features: &Features,
+    gate: Weight,
+    up: Weight,
+    input: Input,
+    output: Gated,
+    columns: usize,
+    tiling: Tiling,
+) -> Dispatch {
+    let (epilogue, target, sums) = match output {
+        Gated::Floats(view) => (1, (view.address, view.pitch()), 0),
+        Gated::Quantized(quantized) => (2, (quantized.values, gate.rows), quantized.sums),
+    };
+    let weights = [gate, up];
+    Dispatch {
+        groups: [gate.rows.div_ceil(tiling.group_rows()) as u32, 1, 1],
+        kernel: shader(features, &gate, input, columns, tiling, epilogue),
+        push: push(&weights, &[target], sums, input),
+        reads: vec![input.address()],
+        writes: vec![target.0],
+        bytes: bytes(&weights) + (columns * gate.rows) as u64,
+        operations: 4 * (columns * gate.rows * gate.columns) as u64,
+        label: label("gate_up", &weights, columns),
+    }
+}
+
+impl Input {
+    fn address(self) -> u64 {
+        match self {
+            Input::Floats(view) => view.address,
+            Input::Quantized(quantized) => quantized.values,
+        }
+    }
+}
+
+fn shader(
+    features: &Features,
+    weight: &Weight,
+    input: Input,
+    columns: usize,
+    tiling: Tiling,
+    epilogue: u32,
+) -> crate::pipeline::Kernel {
+    let name = match (input, weight.dtype.block_len()) {
+        (_, 1) => format!("matvec_floats.{}", weight.dtype),
+        (Input::Floats(_), _) => format!("matvec.{}.f32", weight.dtype),
+        (Input::Quantized(_), _) => format!("matvec.{}.int8", weight.dtype),
+    };
+    let mut kernel = kernel(features, name, vec![tiling.rows, columns as u32, tiling.split, epilogue]);
+    kernel.workgroup = tiling.subgroups * kernel.subgroup;
+    kernel
+}
+
+/// The push constants of `matvec.glsl`; `targets` are addresses and pitches in floats.
+fn push(weights: &[Weight], targets: &[(u64, usize)], target_sums: u64, input: Input) -> Push {
+    let (values, sums, pitch) = match input {
+        Input::Floats(view) => (view.address, 0, view.pitch() / 4),
+        Input::Quantized(quantized) => (quantized.values, quantized.sums, weights[0].columns / 16),
+    };
+    let mut push = Push::default();
+    for index in 0..3 {
+        push = push.address(weights.get(index).map_or(0, |weight| weight.address));
+    }
+    for index in 0..3 {
+        push = push.address(targets.get(index).map_or(0, |target| target.0));
+    }
+    push = push.address(values).address(sums).address(target_sums);
+    for index in 0..3 {
+        push = push.number(weights.get(index).map_or(0, |weight| weight.rows));
+    }
+    push = push.number(weights[0].pitch()).number(weights[0].units()).number(pitch);
+    for index in 0..3 {
+        push = push.number(targets.get(index).map_or(0, |target| target.1));
+    }
+    push
+}
+
+fn bytes(weights: &[Weight]) -> u64 {
+    weights.iter().map(|weight| weight.bytes() as u64).sum()
+}
+
+fn label(op: &str, weights: &[Weight], columns: usize) -> String {
+    let rows: Vec<String> = weights.iter().map(|weight| weight.rows.to_string()).collect();
+    format!("{op} {} {}×{columns} [{}]", weights[0].dtype, weights[0].columns, rows.join(", "))
+}

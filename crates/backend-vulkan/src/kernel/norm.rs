@@ -1,0 +1,71 @@
+//! The norms between the halves of layers, with the addition between them.
+
+use super::{Quantized, View, kernel};
+use crate::dispatch::{Dispatch, Push};
+use crate::features::Features;
+
+/// A norm's weight and epsilon.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scale {
+    /// Address of the weight.
+    pub(crate) weight: u64,
+    /// Added to the mean square.
+    pub(crate) epsilon: f32,
+}
+
+/// What goes out of the second norm.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Output {
+    /// The norm.
+    pub(crate) scale: Scale,
+    /// Where its f32 values go, if they are wanted.
+    pub(crate) floats: Option<View>,
+    /// Where its 8-bit values go, if they are wanted.
+    pub(crate) quantized: Option<Quantized>,
+}
+
+/// `residual += norm(update)` if there is an update, then `output = norm(residual)` if there is an output.
+pub(crate) fn norm(
+    features: &Features,
+    update: Option<(View, Scale)>,
+    residual: View,
+    output: Option<Output>,
+    rows: usize,
+) -> Dispatch {
+    let fours = residual.width / 4;
+    let floats = output.and_then(|output| output.floats);
+    let quantized = output.and_then(|output| output.quantized);
+    let most = features.workgroup_max.min(1024);
+    let workgroup = (fours as u32).next_multiple_of(features.subgroup.max(32)).min(most).max(features.subgroup);
+    let held = (fours as u32).div_ceil(workgroup);
+    let flags = [update.is_some(), floats.is_some(), quantized.is_some()].map(u32::from);
+    let mut kernel = kernel(features, "norm", [&[held], &flags[..]].concat());
+    kernel.workgroup = workgroup;
+    let none = (View { address: 0, width: 0 }, Scale { weight: 0, epsilon: 1.0 });
+    let (from, first) = update.unwrap_or(none);
+    let second = output.map_or(none.1, |output| output.scale);
+    let push = Push::default()
+        .address(from.address)
+        .address(first.weight)
+        .address(residual.address)
+        .address(second.weight)
+        .address(floats.map_or(0, |view| view.address))
+        .address(quantized.map_or(0, |quantized| quantized.values))
+        .address(quantized.map_or(0, |quantized| quantized.sums));
+    let mut writes = Vec::new();
+    writes.extend(update.map(|_| residual.address));
+    writes.extend(floats.map(|view| view.address));
+    writes.extend(quantized.map(|quantized| quantized.values));
+    let reads = update.map(|(view, _)| view.address).into_iter().chain([residual.address]).collect();
+    let vectors = 1 + 2 * u64::from(update.is_some()) + u64::from(floats.is_some());
+    Dispatch {
+        groups: [rows as u32, 1, 1],
+        kernel,
+        push: push.number(fours).number(residual.pitch() / 4).float(first.epsilon).float(second.epsilon),
+        reads,
+        writes,
+        bytes: 4 * vectors * (rows * residual.width) as u64,
+        operations: 8 * (rows * residual.width) as u64,
+        label: format!("norm{} {rows}×{}", if update.is_some() { "_add" } else { "" }, residual.width),
+    }
+}
