@@ -5,6 +5,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports to the terminal")]
 
 pub mod ci;
+pub mod lavapipe;
 pub mod licences;
 pub mod metadata;
 pub mod picture;
