@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::metadata::{self, cargo};
-use crate::{Problem, lavapipe, licences, picture, root, tidy};
+use crate::{Problem, lavapipe, licences, picture, radv, root, tidy};
 
 /// The machines besides the developer's own that the code has to compile for.
 const TARGETS: [&str; 5] = [
@@ -31,12 +31,13 @@ struct Step {
 }
 
 /// Cheap steps first.
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     Step { name: "format", what: "rustfmt would change nothing", run: format },
     Step { name: "tidy", what: "house rules, the picture of the dependencies, licences", run: tidy },
     Step { name: "clippy", what: "lints of all crates and their tests; a warning is an error", run: clippy },
     Step { name: "lavapipe", what: "a Vulkan driver for the tests where there is no GPU", run: lavapipe },
     Step { name: "test", what: "all tests", run: test },
+    Step { name: "radv", what: "no compute pipeline spills registers on AMD's gfx1103", run: radv::run_check },
     Step { name: "doc-test", what: "the examples in the documentation", run: doc_test },
     Step { name: "doc", what: "the documentation builds, and its links lead somewhere", run: documentation },
     Step { name: "target", what: "the code compiles for other systems", run: other_targets },

@@ -9,6 +9,7 @@ pub mod lavapipe;
 pub mod licences;
 pub mod metadata;
 pub mod picture;
+pub mod radv;
 pub mod source;
 pub mod tidy;
 
