@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::metadata::{self, cargo};
-use crate::{Problem, licences, picture, root, tidy};
+use crate::{Problem, lavapipe, licences, picture, radv, root, tidy};
 
 /// The machines besides the developer's own that the code has to compile for.
 const TARGETS: [&str; 5] = [
@@ -31,11 +31,13 @@ struct Step {
 }
 
 /// Cheap steps first.
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 11] = [
     Step { name: "format", what: "rustfmt would change nothing", run: format },
     Step { name: "tidy", what: "house rules, the picture of the dependencies, licences", run: tidy },
     Step { name: "clippy", what: "lints of all crates and their tests; a warning is an error", run: clippy },
+    Step { name: "lavapipe", what: "a Vulkan driver for the tests where there is no GPU", run: lavapipe },
     Step { name: "test", what: "all tests", run: test },
+    Step { name: "radv", what: "no compute pipeline spills registers on AMD's gfx1103", run: radv::run_check },
     Step { name: "doc-test", what: "the examples in the documentation", run: doc_test },
     Step { name: "doc", what: "the documentation builds, and its links lead somewhere", run: documentation },
     Step { name: "target", what: "the code compiles for other systems", run: other_targets },
@@ -125,13 +127,21 @@ fn clippy() -> Result<()> {
     run_cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"])
 }
 
+fn lavapipe() -> Result<()> {
+    lavapipe::provide();
+    Ok(())
+}
+
 /// Runs the tests under nextest where it is installed: it runs the tests of all crates side by side.
 fn test() -> Result<()> {
+    let mut command = Command::new(cargo());
     if succeeds(Command::new(cargo()).args(["nextest", "--version"])) {
-        return run_cargo(&["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]);
+        command.args(["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]);
+    } else {
+        println!("cargo-nextest is not installed, so `cargo test` runs the tests: the same ones, only slower");
+        command.args(["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"]);
     }
-    println!("cargo-nextest is not installed, so `cargo test` runs the tests: the same ones, only slower");
-    run_cargo(&["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"])
+    run_command(command.envs(lavapipe::environment()))
 }
 
 fn doc_test() -> Result<()> {
@@ -213,7 +223,7 @@ fn succeeds(command: &mut Command) -> bool {
     quiet(command).is_ok_and(|output| output.status.success())
 }
 
-fn quiet(command: &mut Command) -> Result<Output> {
+pub(crate) fn quiet(command: &mut Command) -> Result<Output> {
     let line = command_line(command);
     command.stdin(Stdio::null()).output().with_context(|| format!("`{line}` can't be run"))
 }

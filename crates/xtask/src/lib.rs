@@ -5,9 +5,11 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports to the terminal")]
 
 pub mod ci;
+pub mod lavapipe;
 pub mod licences;
 pub mod metadata;
 pub mod picture;
+pub mod radv;
 pub mod source;
 pub mod tidy;
 

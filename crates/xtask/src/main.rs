@@ -10,6 +10,9 @@ usage: cargo xtask COMMAND
   ci             everything that a change has to pass; `cargo xtask ci list` names the steps,
                  `cargo xtask ci STEP…` runs only those
   tidy           house rules: sizes, names, paths, dependencies, licences; prints the table of sizes
+  lavapipe       Mesa's Vulkan driver for the processor, fetched into `target/lavapipe` where there is no GPU;
+                 `eval \"$(cargo xtask lavapipe --print-env)\"` makes the shell use it
+  radv           compiles the compute pipelines for AMD's gfx1103 and writes docs/vulkan-gfx1103.md
   dependencies   the edges between the crates, as ARCHITECTURE.md should have them
 ";
 
@@ -19,6 +22,8 @@ fn main() -> ExitCode {
     let result = match arguments.as_slice() {
         ["ci", steps @ ..] => xtask::ci::run(steps),
         ["tidy"] => xtask::ci::tidy(),
+        ["lavapipe", arguments @ ..] => xtask::lavapipe::run(arguments),
+        ["radv"] => xtask::radv::run(),
         ["dependencies"] => xtask::picture::print(),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
