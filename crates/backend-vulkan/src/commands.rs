@@ -81,6 +81,18 @@ impl Commands {
     /// # Errors
     /// A device that fails.
     pub(crate) fn submit(&mut self, buffers: &[vk::CommandBuffer]) -> Result<u64, BackendError> {
+        self.submit_after(buffers, None)
+    }
+
+    /// As [`Commands::submit`], to begin when another timeline has reached a value.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub(crate) fn submit_after(
+        &mut self,
+        buffers: &[vk::CommandBuffer],
+        after: Option<(vk::Semaphore, u64)>,
+    ) -> Result<u64, BackendError> {
         let value = self.submitted + 1;
         let infos: Vec<_> =
             buffers.iter().map(|&buffer| vk::CommandBufferSubmitInfo::default().command_buffer(buffer)).collect();
@@ -88,7 +100,15 @@ impl Commands {
             .semaphore(self.timeline)
             .value(value)
             .stage_mask(vk::PipelineStageFlags2::ALL_COMMANDS);
+        let waits: Vec<_> = after
+            .iter()
+            .map(|&(semaphore, value)| {
+                let wait = vk::SemaphoreSubmitInfo::default().semaphore(semaphore).value(value);
+                wait.stage_mask(vk::PipelineStageFlags2::ALL_COMMANDS)
+            })
+            .collect();
         let info = vk::SubmitInfo2::default()
+            .wait_semaphore_infos(&waits)
             .command_buffer_infos(&infos)
             .signal_semaphore_infos(std::slice::from_ref(&signal));
         let queue = self.queue.raw.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -115,6 +135,11 @@ impl Commands {
             }),
             Err(error) => Err(self.context.failure("a pass", error)),
         }
+    }
+
+    /// The semaphore that [`Commands::submit`] counts on.
+    pub(crate) fn timeline(&self) -> vk::Semaphore {
+        self.timeline
     }
 
     /// Whether the timeline has reached a value.

@@ -9,6 +9,9 @@ mod lab;
 mod layout;
 mod memory;
 mod pipeline;
+mod place;
+mod plan;
+mod upload;
 
 pub use context::DeviceInfo;
 pub use features::{DeviceKind, Features, MatrixShape};

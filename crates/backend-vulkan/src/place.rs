@@ -1,0 +1,227 @@
+//! Where a program's buffers lie on the device.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use tensor::backend::cache_positions;
+use tensor::{BackendError, BufferId, BufferKind, DType, LoadOptions, MemoryUse, Program, Rows};
+
+use crate::context::Context;
+use crate::kernel::matvec::COLUMNS_MAX;
+use crate::kernel::{Quantized, View, pitch};
+use crate::layout::{Weight, row_bytes};
+use crate::memory::{Arena, Place, Slice};
+use crate::plan::{Form, Forms, Step};
+
+/// Keys or values of one layer: `[sequences, positions, row]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cache {
+    /// Address of the first row.
+    pub(crate) address: u64,
+    /// Format of a row.
+    pub(crate) dtype: DType,
+    /// Elements of a row.
+    pub(crate) width: usize,
+    /// Rows of a sequence: position `p` lies in row `p % positions`.
+    pub(crate) positions: usize,
+}
+
+impl Cache {
+    /// Bytes from one row to the next.
+    pub(crate) fn row_bytes(&self) -> usize {
+        row_bytes(self.dtype, self.width)
+    }
+}
+
+/// A buffer on the device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Placed {
+    /// A constant.
+    Weight(Weight, Slice),
+    /// Activations, and where their other forms go, if there are any.
+    Scratch { view: View, slice: Slice, rows: Rows, quants: Option<Quantized>, halfs: Option<u64> },
+    /// Keys or values.
+    Cache(Cache),
+}
+
+/// All buffers of a program.
+pub(crate) struct Buffers {
+    placed: Vec<Placed>,
+    arena: Arena,
+    used: MemoryUse,
+}
+
+impl Buffers {
+    /// Decides the memory of a program whose steps, in every setting that will occur, are `plans`.
+    ///
+    /// # Errors
+    /// Memory that is not there.
+    pub(crate) fn new(
+        context: &Arc<Context>,
+        program: &Program,
+        options: &LoadOptions,
+        plans: &[Vec<Step>],
+    ) -> Result<Buffers, BackendError> {
+        let used = tensor::backend::required_memory(program, options);
+        let expected = used.weights + used.caches + used.scratch;
+        let arena = Arena::new(context, Place::Device, expected + expected / 64);
+        let forms: HashSet<(BufferId, Form)> = plans.iter().flatten().flat_map(other_forms).collect();
+        let mut buffers = Buffers { placed: Vec::new(), arena, used: MemoryUse::default() };
+        for (index, buffer) in program.buffers().iter().enumerate() {
+            let has = |form| forms.contains(&(BufferId(index as u32), form));
+            let placed = match buffer.kind {
+                BufferKind::Weight { dtype, rows, columns } => buffers.weight(dtype, rows, columns)?,
+                BufferKind::Scratch { rows, width } => {
+                    let count = match rows {
+                        Rows::Tokens => options.tokens_max,
+                        Rows::Outputs => options.outputs_max,
+                    };
+                    buffers.scratch(rows, count, width, has(Form::Quants), has(Form::Halfs))?
+                }
+                BufferKind::Cache { width, window } => {
+                    let positions = cache_positions(window, options);
+                    buffers.cache(options.cache_dtype, width, positions, options.sequences_max)?
+                }
+            };
+            buffers.placed.push(placed);
+        }
+        Ok(buffers)
+    }
+
+    fn weight(&mut self, dtype: DType, rows: usize, columns: usize) -> Result<Placed, BackendError> {
+        let mut weight = Weight { address: 0, dtype, rows, columns };
+        let slice = self.arena.allocate(weight.bytes() as u64, "the weights")?;
+        weight.address = slice.address;
+        self.used.weights += slice.size;
+        Ok(Placed::Weight(weight, slice))
+    }
+
+    fn scratch(
+        &mut self,
+        rows: Rows,
+        count: usize,
+        width: usize,
+        quants: bool,
+        halfs: bool,
+    ) -> Result<Placed, BackendError> {
+        let mut take = |bytes: usize| -> Result<Slice, BackendError> {
+            let slice = self.arena.allocate(bytes as u64, "the activations")?;
+            self.used.scratch += slice.size;
+            Ok(slice)
+        };
+        let slice = take(count * pitch(width) * size_of::<f32>())?;
+        let quants = match quants {
+            true => {
+                let count = count.min(COLUMNS_MAX);
+                let values = take(count * width)?.address;
+                Some(Quantized { values, sums: take(count * width / 2)?.address })
+            }
+            false => None,
+        };
+        // A scale per row lies behind the rows.
+        let halfs = match halfs {
+            true => Some(take(count * pitch(width) * 2 + count * 4)?.address),
+            false => None,
+        };
+        Ok(Placed::Scratch { view: View { address: slice.address, width }, slice, rows, quants, halfs })
+    }
+
+    fn cache(
+        &mut self,
+        dtype: DType,
+        width: usize,
+        positions: usize,
+        sequences: usize,
+    ) -> Result<Placed, BackendError> {
+        let bytes = row_bytes(dtype, width) * positions * sequences;
+        let slice = self.arena.allocate(bytes as u64, "the caches")?;
+        self.used.caches += slice.size;
+        Ok(Placed::Cache(Cache { address: slice.address, dtype, width, positions }))
+    }
+
+    /// Where a buffer lies.
+    pub(crate) fn get(&self, id: BufferId) -> Placed {
+        self.placed[id.index()]
+    }
+
+    /// A weight.
+    ///
+    /// # Panics
+    /// If it is none: a bug, as programs are checked.
+    pub(crate) fn weight_of(&self, id: BufferId) -> Weight {
+        match self.get(id) {
+            Placed::Weight(weight, _) => weight,
+            Placed::Scratch { .. } | Placed::Cache(_) => unreachable!("programs are checked"),
+        }
+    }
+
+    /// The f32 rows of activations.
+    ///
+    /// # Panics
+    /// As [`Buffers::weight_of`].
+    pub(crate) fn view(&self, id: BufferId) -> View {
+        match self.get(id) {
+            Placed::Scratch { view, .. } => view,
+            Placed::Weight(..) | Placed::Cache(_) => unreachable!("programs are checked"),
+        }
+    }
+
+    /// The 8-bit rows of activations.
+    ///
+    /// # Panics
+    /// If no plan has them.
+    pub(crate) fn quants(&self, id: BufferId) -> Quantized {
+        match self.get(id) {
+            Placed::Scratch { quants: Some(quants), .. } => quants,
+            other => unreachable!("no plan has quants of {other:?}"),
+        }
+    }
+
+    /// A cache.
+    ///
+    /// # Panics
+    /// As [`Buffers::weight_of`].
+    pub(crate) fn cache_of(&self, id: BufferId) -> Cache {
+        match self.get(id) {
+            Placed::Cache(cache) => cache,
+            Placed::Weight(..) | Placed::Scratch { .. } => unreachable!("programs are checked"),
+        }
+    }
+
+    /// What has an address of its own besides the program's buffers.
+    ///
+    /// # Errors
+    /// Memory that is not there.
+    pub(crate) fn extra(&mut self, bytes: usize) -> Result<Slice, BackendError> {
+        let slice = self.arena.allocate(bytes as u64, "the batch")?;
+        self.used.scratch += slice.size;
+        Ok(slice)
+    }
+
+    /// The blocks, for clearing.
+    pub(crate) fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// Bytes in use.
+    pub(crate) fn used(&self) -> MemoryUse {
+        self.used
+    }
+}
+
+/// The buffers of which a step reads or writes another form than f32.
+fn other_forms(step: &Step) -> Vec<(BufferId, Form)> {
+    let written = |buffer: BufferId, forms: &Forms| forms.quants.then_some((buffer, Form::Quants));
+    let read = |buffer: BufferId, form: Form| (form != Form::Floats).then_some((buffer, form));
+    match step {
+        Step::Plain(_) | Step::HeadPrepare { .. } => vec![],
+        Step::Norm { output, forms, .. } => {
+            output.iter().filter_map(|(_, output)| written(*output, forms)).collect()
+        }
+        Step::Convert { input, form } | Step::Linear { input, form, .. } => read(*input, *form).into_iter().collect(),
+        Step::GateUp { input, form, output, forms, .. } => {
+            read(*input, *form).into_iter().chain(written(*output, forms)).collect()
+        }
+        Step::Attention { op, forms } => written(op.writes(), forms).into_iter().collect(),
+    }
+}

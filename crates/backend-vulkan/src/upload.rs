@@ -1,0 +1,181 @@
+//! Weights from the processor's memory to the device's.
+//!
+//! A ring of staging buffers: while the processor fills one, the device copies from others (on its transfer queue,
+//! where it has one) and turns rows of blocks into planes. Where the device shares the processor's memory, nothing is
+//! copied twice.
+
+use std::sync::Arc;
+use std::thread;
+
+use ash::vk;
+use tensor::{BackendError, WeightBytes};
+
+use crate::commands::{Commands, record_dispatches};
+use crate::context::Context;
+use crate::features::DeviceKind;
+use crate::layout::{Weight, is_plain, repack};
+use crate::memory::{Arena, Place, Slice};
+use crate::pipeline::Pipelines;
+
+/// Bytes of one staging buffer.
+const SLOT_BYTES: u64 = 32 << 20;
+
+/// Staging buffers of the ring.
+const SLOTS: usize = 4;
+
+/// Bytes that are worth a thread of their own when staging is filled.
+const THREAD_BYTES: usize = 4 << 20;
+
+struct Slot {
+    staging: Slice,
+    /// The same bytes on a device with memory of its own.
+    copy: Option<Slice>,
+    transfer: vk::CommandBuffer,
+    compute: vk::CommandBuffer,
+    /// The compute queue's timeline when the slot is free again.
+    free_at: u64,
+}
+
+/// Fills weights. Dropping it waits for the device.
+pub(crate) struct Uploader {
+    context: Arc<Context>,
+    transfer: Commands,
+    compute: Commands,
+    slots: Vec<Slot>,
+    next: usize,
+    threads: usize,
+    // After the command pools, so that it is dropped when nothing runs any more.
+    _memory: Vec<Arena>,
+}
+
+impl Uploader {
+    /// A ring for a device.
+    ///
+    /// # Errors
+    /// No memory, or a device that fails.
+    pub(crate) fn new(context: &Arc<Context>) -> Result<Uploader, BackendError> {
+        let transfer = Commands::new(context, &context.transfer)?;
+        let compute = Commands::new(context, &context.queue)?;
+        let bytes = SLOT_BYTES * SLOTS as u64;
+        let mut staging = Arena::new(context, Place::Upload, bytes);
+        let mut memory = Arena::new(context, Place::Device, bytes);
+        let separate = context.features().kind == DeviceKind::Discrete;
+        let mut slots = Vec::new();
+        for _ in 0..SLOTS {
+            slots.push(Slot {
+                staging: staging.allocate(SLOT_BYTES, "staging")?,
+                copy: if separate { Some(memory.allocate(SLOT_BYTES, "staging")?) } else { None },
+                transfer: transfer.allocate()?,
+                compute: compute.allocate()?,
+                free_at: 0,
+            });
+        }
+        let threads = thread::available_parallelism().map_or(1, |count| count.get().min(8));
+        let _memory = vec![staging, memory];
+        Ok(Uploader { context: context.clone(), transfer, compute, slots, next: 0, threads, _memory })
+    }
+
+    /// Copies a weight to where it belongs. It is there for submissions to the compute queue that come after
+    /// [`Uploader::finish`].
+    ///
+    /// # Errors
+    /// A device that fails.
+    ///
+    /// # Panics
+    /// If the bytes are not those of the weight's format and shape.
+    pub(crate) fn upload(
+        &mut self,
+        pipelines: &mut Pipelines,
+        weight: &Weight,
+        mut target: Slice,
+        bytes: &dyn WeightBytes,
+    ) -> Result<(), BackendError> {
+        let row = weight.dtype.row_bytes(weight.columns).expect("a row of whole blocks");
+        let source = bytes.bytes();
+        assert_eq!(source.len(), row * weight.rows, "bytes of a weight");
+        let plain = is_plain(weight.dtype, weight.columns);
+        // SAFETY: the arena was made for this program, which does not run yet.
+        if plain && let Some(into) = unsafe { target.bytes_mut() } {
+            copy(source, &mut into[..source.len()], self.threads);
+            bytes.release(0..source.len());
+            return Ok(());
+        }
+        let most = (SLOT_BYTES as usize / row.max(weight.row_bytes())).max(1);
+        for first in (0..weight.rows).step_by(most) {
+            let rows = most.min(weight.rows - first);
+            let range = first * row..(first + rows) * row;
+            let part = target.part((first * weight.row_bytes()) as u64, (rows * weight.row_bytes()) as u64);
+            self.chunk(pipelines, weight, rows, &source[range.clone()], part, plain)?;
+            bytes.release(range);
+        }
+        Ok(())
+    }
+
+    fn chunk(
+        &mut self,
+        pipelines: &mut Pipelines,
+        weight: &Weight,
+        rows: usize,
+        bytes: &[u8],
+        target: Slice,
+        plain: bool,
+    ) -> Result<(), BackendError> {
+        let index = self.next;
+        self.next = (self.next + 1) % SLOTS;
+        self.compute.wait(self.slots[index].free_at)?;
+        let slot = &mut self.slots[index];
+        // SAFETY: the device is done with the slot.
+        let into = unsafe { slot.staging.bytes_mut() }.expect("staging is mapped");
+        copy(bytes, &mut into[..bytes.len()], self.threads);
+        let into = if plain { Some(target) } else { slot.copy };
+        let context = &self.context;
+        let copied = match into {
+            Some(into) => {
+                let region = vk::BufferCopy::default()
+                    .src_offset(slot.staging.offset)
+                    .dst_offset(into.offset)
+                    .size(bytes.len() as u64);
+                self.transfer.record(slot.transfer, |buffer| {
+                    // SAFETY: both are that long.
+                    unsafe { context.raw.cmd_copy_buffer(buffer, slot.staging.buffer, into.buffer, &[region]) };
+                    Ok(())
+                })?;
+                Some(self.transfer.submit(&[slot.transfer])?)
+            }
+            None => None,
+        };
+        let source = slot.copy.unwrap_or(slot.staging).address;
+        let dispatch =
+            (!plain).then(|| repack(context.features(), source, target.address, weight.dtype, rows, weight.columns));
+        self.compute.record(slot.compute, |buffer| {
+            record_dispatches(context, pipelines, buffer, dispatch.as_slice(), &mut None)
+        })?;
+        let after = copied.map(|value| (self.transfer.timeline(), value));
+        slot.free_at = self.compute.submit_after(&[slot.compute], after)?;
+        Ok(())
+    }
+
+    /// Waits until all is where it belongs.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub(crate) fn finish(self) -> Result<(), BackendError> {
+        self.compute.wait_all()
+    }
+}
+
+/// Copies with several threads: one alone does not fill the bus of a fast card.
+fn copy(from: &[u8], into: &mut [u8], threads: usize) {
+    let threads = threads.min(from.len() / THREAD_BYTES).max(1);
+    let part = from.len().div_ceil(threads).max(1);
+    thread::scope(|scope| {
+        let mut parts = from.chunks(part).zip(into.chunks_mut(part));
+        let first = parts.next();
+        for (from, into) in parts {
+            scope.spawn(|| into.copy_from_slice(from));
+        }
+        if let Some((from, into)) = first {
+            into.copy_from_slice(from);
+        }
+    });
+}
