@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tensor::{BackendError, Batch, Segment};
 
+use crate::request::check_sampling;
 use crate::sample::sample;
 use crate::schedule::{Part, Pending, schedule};
 use crate::sequence::{Sequence, State};
@@ -102,7 +103,7 @@ impl Engine {
 
     /// Checks a request before any work is done for it.
     fn check(&self, request: &Request) -> Result<(), EngineError> {
-        request.sampling.check()?;
+        check_sampling(&request.sampling)?;
         self.check_tokens(&request.prompt)
     }
 

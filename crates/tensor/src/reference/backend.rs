@@ -38,6 +38,7 @@ impl Backend for ReferenceBackend {
             weight_dtypes: DType::ALL.to_vec(),
             cache_dtypes: CACHE_DTYPES.to_vec(),
             memory_bytes: u64::MAX,
+            decodes: false,
         }
     }
 
