@@ -121,6 +121,7 @@ pub fn order_key(logit: f32) -> Option<u32> {
 
 /// Coefficients of a polynomial that equals 2^-x for x from 0 to 1 with a relative error below 4·10⁻⁹, and of 2.1·10⁻⁷
 /// as it is evaluated in f32: it goes through seven points (Chebyshev-Lobatto nodes) of it. The first is that of x⁰.
+#[allow(clippy::approx_constant, reason = "the second one is near ln 2, and must not be it")]
 pub const HALVING: [f32; 7] =
     [1.0, -0.693_147_1, 0.240_224_88, -0.055_492_524, 0.009_581_754, -0.001_276_392_8, 0.000_109_387_525];
 
@@ -175,6 +176,13 @@ mod tests {
         assert_eq!(weight(3.0, -29.0, &constants), 0);
         assert_eq!(weight(3.0, f32::NEG_INFINITY, &constants), 0);
         assert_eq!(weight(3e38, -3e38, &constants), 0);
+    }
+
+    /// Other languages write them by their bits.
+    #[test]
+    fn coefficients_have_these_bits() {
+        let bits = [0x3f800000, 0xbf317217, 0x3e75fd83, 0xbd634c21, 0x3c1cfcca, 0xbaa74ca3, 0x38e566fb];
+        assert_eq!(HALVING.map(f32::to_bits), bits);
     }
 
     /// The temperature, over all sizes that are allowed.
