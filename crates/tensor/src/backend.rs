@@ -73,8 +73,8 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// Positions of a sequence that [`Loaded::decode`] may write to the caches beyond those that it accounts for: 64, or
-    /// half of `tokens_max` if that is less. The caches of local layers keep a window and `tokens_max - 1` positions
+    /// Positions of a sequence that [`Loaded::decode`] may write to the caches beyond those that it accounts for: 64,
+    /// or half of `tokens_max` (rounded up) if that is less. The caches of local layers keep a window and `tokens_max - 1` positions
     /// more, so they still hold what the next token sees, and a caller can go back in a text by what is left of these.
     pub fn run_ahead_max(&self) -> usize {
         self.tokens_max.div_ceil(2).min(64)
@@ -302,7 +302,8 @@ pub trait Loaded: Send {
     fn memory(&self) -> MemoryUse;
 
     /// Runs the token of each continuation, chooses the next ones from the rows of `logits`, a scratch buffer
-    /// `[outputs, vocabulary]`, as [`crate::reference::sample`] does, runs these, and so on, without the caller. Only
+    /// `[outputs, vocabulary]`, as [`crate::reference::sample`] does, runs these, and so on, without the caller. The
+    /// logits are, to the bit, those of [`Loaded::run`] with one token for each continuation, in their order. Only
     /// called if [`Capabilities::decodes`].
     ///
     /// Gives the chosen tokens of each continuation, in the order of `continuations`: lists of the same length, at

@@ -128,9 +128,9 @@ pub const HALVING: [f32; 7] =
 /// The weight of the best logit.
 pub const WEIGHT_MAX: u32 = 1 << 31;
 
-/// The weight of a canonical logit beside the `best` of all: `2^31 · 2^-(halvings · (best - logit))`, rounded down, with
-/// a relative error of 2.1·10⁻⁷ and of the product's rounding. 2³¹ for the best, 0 for those of less than 2⁻³¹ and for
-/// a NaN.
+/// The weight of a canonical logit beside the `best` of all: `2^31 · 2^-(halvings · (best - logit))`, rounded down,
+/// with a relative error of 2.1·10⁻⁷ and that of the product's rounding. 2³¹ for the best, 0 for those of less than
+/// 2⁻³¹ and for a NaN.
 pub fn weight(best: f32, logit: f32, constants: &Constants) -> u32 {
     let halvings = (best - logit) * constants.halvings;
     if halvings < 32.0 {
