@@ -71,6 +71,7 @@ impl Backend for CpuBackend {
             weight_dtypes: DType::ALL.to_vec(),
             cache_dtypes: vec![DType::F32, DType::F16, DType::Q8_0],
             memory_bytes: available_memory(),
+            decodes: false,
         }
     }
 

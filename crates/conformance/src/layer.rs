@@ -16,19 +16,20 @@ const EPSILON: Scalar = Scalar(1e-6);
 
 /// Sizes of a small model.
 #[derive(Clone, Copy)]
-struct Sizes {
-    dtype: DType,
-    hidden: usize,
-    inner: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
+pub(crate) struct Sizes {
+    pub(crate) dtype: DType,
+    pub(crate) hidden: usize,
+    pub(crate) inner: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
 }
 
-const SIZES: Sizes = Sizes { dtype: DType::Q8_0, hidden: 256, inner: 512, heads: 4, kv_heads: 2, head_dim: 64 };
+pub(crate) const SIZES: Sizes =
+    Sizes { dtype: DType::Q8_0, hidden: 256, inner: 512, heads: 4, kv_heads: 2, head_dim: 64 };
 
 /// Activations that all layers share.
-struct Buffers {
+pub(crate) struct Buffers {
     normed: BufferId,
     query: BufferId,
     key: BufferId,
@@ -40,7 +41,7 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn new(setup: &mut Setup, sizes: &Sizes) -> Self {
+    pub(crate) fn new(setup: &mut Setup, sizes: &Sizes) -> Self {
         let mut scratch = |width: usize| setup.scratch(Rows::Tokens, width);
         Buffers {
             normed: scratch(sizes.hidden),
@@ -55,12 +56,18 @@ impl Buffers {
     }
 }
 
-fn norm(setup: &mut Setup, input: BufferId, width: usize, output: BufferId) {
+pub(crate) fn norm(setup: &mut Setup, input: BufferId, width: usize, output: BufferId) {
     let weight = setup.norm_weight(width);
     setup.push(Op::RmsNorm { input, weight, epsilon: EPSILON, output });
 }
 
-fn linear(setup: &mut Setup, dtype: DType, input: BufferId, (rows, columns): (usize, usize), output: BufferId) {
+pub(crate) fn linear(
+    setup: &mut Setup,
+    dtype: DType,
+    input: BufferId,
+    (rows, columns): (usize, usize),
+    output: BufferId,
+) {
     let weight = setup.weight(dtype, rows, columns);
     setup.push(Op::Linear { weight, input, output });
 }
@@ -176,7 +183,13 @@ fn model(visit: Visit<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn attention_half(setup: &mut Setup, sizes: &Sizes, buffers: &Buffers, window: Option<usize>, residual: BufferId) {
+pub(crate) fn attention_half(
+    setup: &mut Setup,
+    sizes: &Sizes,
+    buffers: &Buffers,
+    window: Option<usize>,
+    residual: BufferId,
+) {
     let Sizes { dtype, hidden, heads, kv_heads, head_dim, .. } = *sizes;
     let &Buffers { normed, query, key, value, mixed, output, .. } = buffers;
     norm(setup, residual, hidden, normed);
@@ -189,7 +202,7 @@ fn attention_half(setup: &mut Setup, sizes: &Sizes, buffers: &Buffers, window: O
     setup.push(Op::Add { input: output, output: residual });
 }
 
-fn feed_forward_half(setup: &mut Setup, sizes: &Sizes, buffers: &Buffers, residual: BufferId) {
+pub(crate) fn feed_forward_half(setup: &mut Setup, sizes: &Sizes, buffers: &Buffers, residual: BufferId) {
     let &Buffers { normed, output, .. } = buffers;
     norm(setup, residual, sizes.hidden, normed);
     feed_forward_ops(setup, sizes, buffers, normed);

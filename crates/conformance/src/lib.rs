@@ -20,7 +20,9 @@ pub mod setup;
 mod add;
 mod attention;
 mod cache_write;
+mod continued;
 mod contract;
+mod decode;
 mod embed;
 mod gelu_mul;
 mod layer;
@@ -102,6 +104,7 @@ pub fn cases() -> Vec<Case> {
         select_outputs::CASES,
         layer::CASES,
         contract::CASES,
+        decode::CASES,
     ]
     .concat()
 }

@@ -81,7 +81,7 @@ impl WeightSource for FaultyWeights<'_> {
 
 impl Backend for Faulty {
     fn capabilities(&self) -> Capabilities {
-        ReferenceBackend.capabilities()
+        Capabilities { decodes: false, ..ReferenceBackend.capabilities() }
     }
 
     fn load(

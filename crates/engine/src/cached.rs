@@ -66,9 +66,9 @@ impl Cached {
         self.high = self.high.max(self.len);
     }
 
-    /// `tokens` more positions may have been written, and don't count.
-    pub(crate) fn spoil(&mut self, tokens: usize) {
-        self.high = self.high.max(self.len + tokens);
+    /// `tokens` more positions of those that there are may have been written, and don't count.
+    pub(crate) fn spoil(&mut self, tokens: usize, context: usize) {
+        self.high = self.high.max((self.len + tokens).min(context));
     }
 
     /// Goes back to at most `len` positions: to `len` if the rings still hold what is seen from there, to none
@@ -89,6 +89,9 @@ impl Cached {
 mod tests {
     use super::*;
 
+    /// Longer than any text here.
+    const CONTEXT: usize = 1 << 20;
+
     /// A ring that remembers which position lies where, and whether it is that of the current text.
     struct Model {
         slots: Vec<Option<(usize, u64)>>,
@@ -101,7 +104,17 @@ mod tests {
         }
     }
 
-    /// Random walks: writing, cancelled writing and going back never leave a token without a position that it sees.
+    impl Model {
+        /// What a token at `position` sees is of the current text.
+        fn check(&self, position: usize, window: usize, text: &[u64]) {
+            for seen in (position + 1).saturating_sub(window)..=position {
+                assert_eq!(self.slots[seen % self.slots.len()], Some((seen, text[seen])), "window {window}");
+            }
+        }
+    }
+
+    /// Random walks: writing, cancelled writing, decoding with running ahead and going back never leave a token without
+    /// a position that it sees.
     #[test]
     fn what_is_seen_is_always_there() {
         let mut state = 1u64;
@@ -118,7 +131,7 @@ mod tests {
             let (mut cached, mut text) = (Cached::default(), vec![0u64; 0]);
             for version in 1..60 {
                 let tokens = 1 + random(batch);
-                match random(4) {
+                match random(5) {
                     0 => {
                         let back = cached.len().saturating_sub(random(9));
                         cached.go_back(back, &rings);
@@ -130,7 +143,20 @@ mod tests {
                         for position in cached.len()..cached.len() + random(tokens + 1) {
                             model.write(position, 0);
                         }
-                        cached.spoil(tokens);
+                        cached.spoil(tokens, CONTEXT);
+                    }
+                    2 => {
+                        // Any number of passes of one token, and some more that nobody asked for.
+                        for position in text.len()..text.len() + 1 + random(20) {
+                            model.write(position, version);
+                            text.push(version);
+                            model.check(position, window, &text);
+                            cached.advance(1);
+                        }
+                        for position in cached.len()..cached.len() + random(batch + 1) {
+                            model.write(position, 0);
+                        }
+                        cached.spoil(batch, CONTEXT);
                     }
                     _ => {
                         for position in text.len()..text.len() + tokens {
@@ -138,10 +164,7 @@ mod tests {
                             text.push(version);
                         }
                         for position in cached.len()..text.len() {
-                            for seen in (position + 1).saturating_sub(window)..=position {
-                                let found = model.slots[seen % model.slots.len()];
-                                assert_eq!(found, Some((seen, text[seen])), "window {window}, batch {batch}");
-                            }
+                            model.check(position, window, &text);
                         }
                         cached.advance(tokens);
                     }

@@ -2,8 +2,9 @@
 //!
 //! [`Engine::load`] turns a checkpoint into a program on a device. Work is then handed in as [`Request`]s and done in
 //! [`Engine::step`]s, each of which is one pass over the weights for all sequences that have something to do: one token
-//! for each that is generating, and a chunk of a prompt. [`Engine::forward`] runs a text and gives the logits of its
-//! positions.
+//! for each that is generating, and a chunk of a prompt. Where the device chooses tokens itself and no prompt waits, a
+//! step is several passes. [`Engine::forward`] runs a text and gives the logits of its positions. [`Engine::recover`]
+//! goes on after a device has failed.
 //!
 //! ```no_run
 //! # fn example(backend: &dyn tensor::Backend) -> Result<(), Box<dyn std::error::Error>> {
@@ -27,12 +28,13 @@
 
 mod cached;
 mod cancel;
+mod decode;
 mod error;
 mod forward;
 mod load;
 mod memory;
 mod options;
-mod philox;
+mod recover;
 mod request;
 pub mod sample;
 pub mod schedule;
@@ -45,5 +47,6 @@ pub use error::EngineError;
 pub use forward::Row;
 pub use load::Engine;
 pub use options::EngineOptions;
-pub use request::{Event, FinishReason, Request, Sampling, SequenceId, Statistics};
+pub use request::{Event, FinishReason, Request, SequenceId, Statistics};
 pub use source::{ModelSource, SourceTensor};
+pub use tensor::Sampling;

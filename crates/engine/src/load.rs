@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 
 use checkpoint::Checkpoint;
-use model::tensors::tensors;
 use model::{Config, Gemma3Program, ProgramOptions, TensorEntry, build_program};
-use tensor::{Backend, Capabilities, DType, LoadOptions, Loaded, MemoryUse, Program, WeightSource};
+use tensor::{Backend, BufferKind, Capabilities, DType, LoadOptions, Loaded, MemoryUse, Op, Program, WeightSource};
 
 use crate::cached::Rings;
 use crate::cancel::{InterruptHandle, Signals};
@@ -23,6 +22,10 @@ pub struct Engine {
     pub(crate) limits: Limits,
     pub(crate) rings: Rings,
     pub(crate) loaded: Box<dyn Loaded>,
+    /// Whether the device chooses tokens itself.
+    pub(crate) decodes: bool,
+    /// What was asked for.
+    pub(crate) wanted: EngineOptions,
     pub(crate) signals: Signals,
     /// In the order in which they were submitted.
     pub(crate) sequences: Vec<Sequence>,
@@ -78,10 +81,8 @@ impl Engine {
     ) -> Result<Engine, EngineError> {
         options.check(&config)?;
         let capabilities = backend.capabilities();
-        for entry in tensors(&config).iter().filter(|entry| !entry.role.is_norm()) {
-            check_format(&entry.name, formats(entry), &capabilities)?;
-        }
         let program = build_program(&config, formats, ProgramOptions { hidden: options.hidden })?;
+        check_formats(&program.program, &capabilities)?;
         let context_max = CONTEXT_DEFAULT.min(config.context);
         let load_options = memory::plan(&program.program, options, context_max, capabilities.memory_bytes)?;
         let limits =
@@ -94,6 +95,8 @@ impl Engine {
             options: load_options,
             limits,
             loaded,
+            decodes: capabilities.decodes,
+            wanted: options.clone(),
             signals: Signals::default(),
             sequences: Vec::new(),
             next_id: 0,
@@ -132,7 +135,19 @@ impl Engine {
     }
 }
 
-/// Refuses formats that the device has no kernels for.
+/// Refuses matrices whose formats the device has no kernels for.
+pub(crate) fn check_formats(program: &Program, capabilities: &Capabilities) -> Result<(), EngineError> {
+    for op in program.ops() {
+        let (Op::Embed { table: weight, .. } | Op::Linear { weight, .. }) = op else { continue };
+        let buffer = program.buffer(*weight);
+        if let BufferKind::Weight { dtype, .. } = buffer.kind {
+            check_format(&buffer.name, dtype, capabilities)?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a format that the device has no kernels for.
 fn check_format(tensor: &str, dtype: DType, capabilities: &Capabilities) -> Result<(), EngineError> {
     if capabilities.weight_dtypes.contains(&dtype) {
         return Ok(());

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use tensor::Sampling;
+
 use crate::EngineError;
 
 /// Names a sequence of one engine; never used again for another.
@@ -38,55 +40,24 @@ impl Request {
     }
 }
 
-/// How a token is chosen from logits; [`crate::sample`] says in which order the fields act.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sampling {
-    /// Divides the logits; 0 takes the largest and ignores the fields below but the penalty.
-    pub temperature: f32,
-    /// Only the k largest logits; 0 for all.
-    pub top_k: usize,
-    /// Only the most probable tokens that together have this probability; 1 for all.
-    pub top_p: f32,
-    /// Only tokens of at least this share of the probability of the most probable; 0 for all.
-    pub min_p: f32,
-    /// Divides positive and multiplies negative logits of tokens that occurred, the prompt's included; 1 for none.
-    pub repetition_penalty: f32,
-    /// Same seed, same text.
-    pub seed: u64,
-}
-
-impl Sampling {
-    /// Always the most probable token.
-    pub fn greedy() -> Sampling {
-        Sampling { temperature: 0.0, ..Sampling::default() }
+/// Refuses numbers that make no sense.
+pub(crate) fn check_sampling(sampling: &Sampling) -> Result<(), EngineError> {
+    let option = |option, expected: &str, found: f32| {
+        Err(EngineError::Option { option, expected: expected.into(), found: found.to_string() })
+    };
+    if !(sampling.temperature >= 0.0 && sampling.temperature.is_finite()) {
+        return option("temperature", "a number from 0 on", sampling.temperature);
     }
-
-    /// Refuses numbers that make no sense.
-    pub(crate) fn check(&self) -> Result<(), EngineError> {
-        let option = |option, expected: &str, found: f32| {
-            Err(EngineError::Option { option, expected: expected.into(), found: found.to_string() })
-        };
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return option("temperature", "a number from 0 on", self.temperature);
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return option("top-p", "a number above 0 and at most 1", self.top_p);
-        }
-        if !(0.0..=1.0).contains(&self.min_p) {
-            return option("min-p", "a number from 0 to 1", self.min_p);
-        }
-        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
-            return option("repetition penalty", "a number above 0", self.repetition_penalty);
-        }
-        Ok(())
+    if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
+        return option("top-p", "a number above 0 and at most 1", sampling.top_p);
     }
-}
-
-impl Default for Sampling {
-    /// What Gemma 3 is published with: temperature 1, top-k 64, top-p 0.95; seed 0.
-    fn default() -> Sampling {
-        Sampling { temperature: 1.0, top_k: 64, top_p: 0.95, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+    if !(0.0..=1.0).contains(&sampling.min_p) {
+        return option("min-p", "a number from 0 to 1", sampling.min_p);
     }
+    if !(sampling.repetition_penalty > 0.0 && sampling.repetition_penalty.is_finite()) {
+        return option("repetition penalty", "a number above 0", sampling.repetition_penalty);
+    }
+    Ok(())
 }
 
 /// Something happened to a sequence.

@@ -1,18 +1,11 @@
-//! Chooses a token from logits: a function of the logits, the tokens so far, the seed and the position.
-//!
-//! The order of the filters is that of the transformers library:
-//! 1. the repetition penalty divides positive and multiplies negative logits of tokens that occurred;
-//! 2. temperature 0 takes the largest logit, the lowest id of equal ones; any other divides;
-//! 3. top-k keeps the k largest, of equal ones those of lower ids;
-//! 4. top-p keeps the fewest of these that together have the probability p, the largest first;
-//! 5. min-p drops those whose probability is below that share of the largest;
-//! 6. of what is left, in the order of ids, the first is taken whose probability and those before it sum to more than
-//!    a uniform number, which depends on the seed and the position alone.
+//! Chooses a token from logits, fast for large vocabularies: the same token as [`tensor::reference::sample`], which
+//! [`mod@tensor::sampling`] explains.
 
 use std::cmp::Ordering;
 
+use tensor::sampling::{Constants, canonical, target, weight};
+
 use crate::Sampling;
-use crate::philox::uniform;
 
 /// A token and its logit.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,28 +42,36 @@ impl Occurred {
         }
     }
 
-    /// Divides or multiplies the logits of the tokens, so that they become less probable for a penalty above 1.
-    fn penalize(&self, logits: &mut [f32], penalty: f32) {
+    /// The tokens, in the order in which they first occurred.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Makes the tokens less probable for a penalty above 1.
+    fn penalize(&self, logits: &mut [f32], constants: &Constants) {
         for &token in &self.tokens {
             if let Some(logit) = logits.get_mut(token as usize) {
-                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                *logit = constants.penalize(*logit);
             }
         }
     }
 }
 
-/// Chooses the token at `position` of a text; `None` if no logit is a finite number. The logits are overwritten.
+/// Chooses the token at `position` of a text; `None` if the largest logit is not a finite number. The logits are
+/// overwritten.
 pub fn sample(logits: &mut [f32], sampling: &Sampling, occurred: &Occurred, position: u64) -> Option<u32> {
+    let constants = sampling.constants();
+    logits.iter_mut().for_each(|logit| *logit = canonical(*logit));
     if sampling.repetition_penalty != 1.0 {
-        occurred.penalize(logits, sampling.repetition_penalty);
+        occurred.penalize(logits, &constants);
     }
     let best = largest(logits)?;
     if sampling.temperature == 0.0 {
         return Some(best.token);
     }
-    let mut kept = filter(logits, sampling, best.logit);
+    let mut kept = filter(logits, sampling, &constants, best.logit);
     kept.sort_unstable_by_key(|candidate| candidate.token);
-    Some(draw(&kept, best.logit, sampling.temperature, uniform(sampling.seed, position)))
+    Some(draw(&kept, best.logit, &constants, sampling.seed, position))
 }
 
 /// The largest logit, with the lowest id of equal ones; `None` if it is not a finite number. NaNs are passed over.
@@ -97,11 +98,9 @@ fn largest(logits: &[f32]) -> Option<Candidate> {
 }
 
 /// The tokens that the filters leave, in any order; the one of the `best` logit is always among them.
-fn filter(logits: &[f32], sampling: &Sampling, best: f32) -> Vec<Candidate> {
+fn filter(logits: &[f32], sampling: &Sampling, constants: &Constants, best: f32) -> Vec<Candidate> {
     let top_k = if sampling.top_k == 0 { logits.len() } else { sampling.top_k.min(logits.len()) };
-    // A share of the largest probability is a difference of logits.
-    let lowest = best + sampling.temperature * sampling.min_p.ln();
-    let likely = |candidate: &Candidate| candidate.logit >= lowest;
+    let likely = |candidate: &Candidate| best - candidate.logit <= constants.distance_max;
     if sampling.top_p == 1.0 {
         if top_k == logits.len() {
             return candidates(logits).filter(likely).collect();
@@ -110,7 +109,7 @@ fn filter(logits: &[f32], sampling: &Sampling, best: f32) -> Vec<Candidate> {
         kept.retain(likely);
         return kept;
     }
-    let mut kept = most_probable(logits, top_k, sampling, best);
+    let mut kept = most_probable(logits, top_k, constants, best);
     kept.retain(likely);
     kept
 }
@@ -120,27 +119,23 @@ fn candidates(logits: &[f32]) -> impl Iterator<Item = Candidate> {
     all.map(|(token, &logit)| Candidate { logit, token: token as u32 })
 }
 
-/// Unnormalized probability of a logit.
-fn weight(logit: f32, best: f32, temperature: f32) -> f64 {
-    f64::from(((logit - best) / temperature).exp())
-}
-
-/// The fewest of the `top_k` largest that together have the probability `top_p` among these.
-fn most_probable(logits: &[f32], top_k: usize, sampling: &Sampling, best: f32) -> Vec<Candidate> {
-    let weight = |candidate: &Candidate| weight(candidate.logit, best, sampling.temperature);
+/// The fewest of the `top_k` largest that together have enough of the probability of these.
+fn most_probable(logits: &[f32], top_k: usize, constants: &Constants, best: f32) -> Vec<Candidate> {
+    let weight = |logit| u64::from(weight(best, logit, constants));
     // Mostly a few have nearly all the probability, so the sort stays small.
     let (mut count, total) = if top_k < logits.len() {
         (top_k, None)
     } else {
-        (256.min(top_k), Some(candidates(logits).map(|candidate| weight(&candidate)).sum::<f64>()))
+        (256.min(top_k), Some(logits.iter().map(|&logit| weight(logit)).sum()))
     };
     loop {
         let mut kept = largest_k(logits, count);
         kept.sort_unstable_by(Candidate::order);
-        let enough = f64::from(sampling.top_p) * total.unwrap_or_else(|| kept.iter().map(weight).sum());
-        let mut sum = 0.0;
+        let total = total.unwrap_or_else(|| kept.iter().map(|candidate| weight(candidate.logit)).sum());
+        let enough = constants.enough(total);
+        let mut sum = 0;
         let position = kept.iter().position(|candidate| {
-            sum += weight(candidate);
+            sum += weight(candidate.logit);
             sum >= enough
         });
         match position {
@@ -148,7 +143,6 @@ fn most_probable(logits: &[f32], top_k: usize, sampling: &Sampling, best: f32) -
                 kept.truncate(last + 1);
                 return kept;
             }
-            None if count >= top_k => return kept,
             None => count = (count * 8).min(top_k),
         }
     }
@@ -183,22 +177,22 @@ fn largest_k(logits: &[f32], k: usize) -> Vec<Candidate> {
     kept
 }
 
-/// The first candidate at which the running sum of probabilities passes `uniform`.
-fn draw(kept: &[Candidate], best: f32, temperature: f32, uniform: f64) -> u32 {
-    let weight = |candidate: &Candidate| weight(candidate.logit, best, temperature);
-    let mut rest = uniform * kept.iter().map(weight).sum::<f64>();
-    for candidate in kept {
-        rest -= weight(candidate);
-        if rest < 0.0 {
-            return candidate.token;
-        }
-    }
-    // Rounding: the sum fell short of the total.
-    kept.iter().rev().find(|candidate| weight(candidate) > 0.0).expect("the best has weight 1").token
+/// The first candidate at which the running sum of weights passes the target of the draw.
+fn draw(kept: &[Candidate], best: f32, constants: &Constants, seed: u64, position: u64) -> u32 {
+    let weights: Vec<u32> = kept.iter().map(|candidate| weight(best, candidate.logit, constants)).collect();
+    let target = target(seed, position, weights.iter().map(|&weight| u64::from(weight)).sum());
+    let mut sum = 0;
+    let index = weights.iter().position(|&weight| {
+        sum += u64::from(weight);
+        sum > target
+    });
+    kept[index.expect("the target is below the sum")].token
 }
 
 #[cfg(test)]
 mod tests {
+    use tensor::{philox, reference};
+
     use super::*;
 
     const OFF: Sampling =
@@ -207,7 +201,8 @@ mod tests {
     /// Tokens that a filter leaves, sorted.
     fn left(logits: &[f32], sampling: Sampling) -> Vec<u32> {
         let best = largest(logits).unwrap().logit;
-        let mut tokens: Vec<u32> = filter(logits, &sampling, best).iter().map(|candidate| candidate.token).collect();
+        let mut tokens: Vec<u32> =
+            filter(logits, &sampling, &sampling.constants(), best).iter().map(|candidate| candidate.token).collect();
         tokens.sort_unstable();
         tokens
     }
@@ -248,7 +243,7 @@ mod tests {
     /// Against a full sort, with many equal values.
     #[test]
     fn top_k_is_the_start_of_the_sorted_list() {
-        let values: Vec<f32> = (0..3000u64).map(|index| (uniform(1, index) * 50.0).floor() as f32).collect();
+        let values: Vec<f32> = (0..3000u64).map(|index| (philox::bits(1, index) % 50) as f32).collect();
         let mut sorted: Vec<Candidate> = candidates(&values).collect();
         sorted.sort_by(Candidate::order);
         for k in [1, 2, 7, 64, 999, 2999] {
@@ -290,7 +285,8 @@ mod tests {
             occurred.insert(token);
         }
         let mut values = [3.0, -1.0, 2.0, -1.5];
-        occurred.penalize(&mut values, 2.0);
+        let constants = Sampling { repetition_penalty: 2.0, ..OFF }.constants();
+        occurred.penalize(&mut values, &constants);
         assert_eq!(values, [1.5, -2.0, 2.0, -1.5]);
         let greedy = Sampling { repetition_penalty: 2.0, ..Sampling::greedy() };
         assert_eq!(sample(&mut [3.0, -1.0, 2.0, -1.5], &greedy, &occurred, 0), Some(2));
@@ -334,5 +330,52 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Logits with many ties and all that is special, of awkward sizes.
+    fn random_logits(seed: u64) -> Vec<f32> {
+        let mut count = 0;
+        let mut random = move |below: u64| {
+            count += 1;
+            (philox::bits(seed, count) >> 32) % below
+        };
+        let vocabulary = [1, 2, 3, 17, 64, 65, 300, 1024, 3000][random(9) as usize];
+        let (kind, steps) = (random(5), 1 + random(40));
+        let special = [f32::NAN, f32::NEG_INFINITY, -0.0, 0.0, 1e-40, -1e-35, -3e38, 3e38];
+        let value = |_| match (kind, random(10_000)) {
+            (0, number) => (number % steps) as f32 * 0.25 - 3.0,
+            (1, number) => number as f32 * 0.003 - 15.0,
+            (2, number) if number < 4000 => special[number as usize % 7],
+            (3, number) if number < 4000 => special[number as usize % 6],
+            (_, number) => (number as f32 - 5000.0) * 0.0009,
+        };
+        (0..vocabulary).map(value).collect()
+    }
+
+    /// All combinations of settings on random logits.
+    #[test]
+    fn the_choice_is_that_of_the_reference() {
+        let (mut case, mut greedy) = (0, 0);
+        for temperature in [0.0, 0.2, 1.0, 30.0] {
+            for top_k in [0, 1, 3, 64, 5000] {
+                for top_p in [1.0, 0.95, 0.5, 1e-3] {
+                    for min_p in [0.0, 0.05, 0.9, 1.0] {
+                        for repetition_penalty in [1.0, 1.3, 0.5, 1e30] {
+                            case += 1;
+                            let sampling =
+                                Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed: case };
+                            let logits = random_logits(case);
+                            let mut occurred = Occurred::default();
+                            (0..case % 30).for_each(|index| occurred.insert((index * index) as u32));
+                            let expected = reference::sample(&logits, &sampling, occurred.tokens(), case);
+                            let found = sample(&mut logits.clone(), &sampling, &occurred, case);
+                            assert_eq!(found, expected, "{sampling:?} {logits:?}");
+                            greedy += usize::from(expected == largest(&logits).map(|best| best.token));
+                        }
+                    }
+                }
+            }
+        }
+        assert!(greedy < case as usize * 3 / 4, "the filters and draws hardly matter: {greedy} of {case}");
     }
 }

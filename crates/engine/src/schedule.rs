@@ -5,7 +5,7 @@
 pub struct Pending {
     /// Tokens that are not in the cache yet, at least one.
     pub tokens: usize,
-    /// Whether the sequence has begun to answer.
+    /// Whether the sequence has begun to answer, and has only its last token left.
     pub decoding: bool,
 }
 

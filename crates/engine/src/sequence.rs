@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use tensor::Continuation;
+
 use crate::cached::{Cached, Rings};
 use crate::sample::Occurred;
 use crate::schedule::Pending;
@@ -94,9 +96,24 @@ impl Sequence {
         self.begin(request);
     }
 
-    /// What there is to do.
+    /// What there is to do. After a device has failed, an answer that has begun is a prompt once more.
     pub(crate) fn pending(&self) -> Pending {
-        Pending { tokens: self.tokens.len() - self.cached.len(), decoding: self.answered > 0 }
+        let tokens = self.tokens.len() - self.cached.len();
+        Pending { tokens, decoding: self.answered > 0 && tokens == 1 }
+    }
+
+    /// How the device goes on with it alone.
+    pub(crate) fn continuation(&self) -> Continuation<'_> {
+        let position = self.cached.len();
+        Continuation {
+            sequence: self.slot.expect("a running sequence has a slot"),
+            position,
+            token: self.tokens[position],
+            sampling: &self.sampling,
+            occurred: self.occurred.tokens(),
+            stop_tokens: &self.stop_tokens,
+            tokens_max: self.max_tokens.map_or(usize::MAX, |most| most - self.answered),
+        }
     }
 
     /// Whether the logits of its last token are wanted.

@@ -1,10 +1,13 @@
-//! The loop's body: one pass for all sequences.
+//! The loop's body: one pass for all sequences, or several where the device goes on alone.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tensor::{BackendError, Batch, Segment};
 
+use crate::cached::Cached;
+use crate::decode::Computed;
+use crate::request::check_sampling;
 use crate::sample::sample;
 use crate::schedule::{Part, Pending, schedule};
 use crate::sequence::{Sequence, State};
@@ -41,11 +44,13 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs one pass and says what came of it. Does nothing when there is nothing to do.
+    /// Runs one pass and says what came of it; several if the device decodes alone, for about 100 ms at most. Does
+    /// nothing when there is nothing to do.
     ///
     /// # Errors
-    /// A device that failed, or logits that are no numbers: the sequences stay as they were before the pass. Requests
-    /// that wait while kept sequences hold all slots.
+    /// A device that failed, or logits that are no numbers: the sequences stay as they were before the pass. After
+    /// [`BackendError::Device`] another step may fail the same way; see [`Engine::recover`]. Requests that wait while
+    /// kept sequences hold all slots.
     pub fn step(&mut self) -> Result<Vec<Event>, EngineError> {
         let mut events = Vec::new();
         self.signals.arm();
@@ -59,17 +64,30 @@ impl Engine {
             return if stuck { Err(EngineError::NoSlot { slots: self.options.sequences_max }) } else { Ok(events) };
         }
         let start = Instant::now();
-        match self.pass(&parts) {
-            Ok(chosen) => self.advance(&parts, &chosen, start.elapsed(), &mut events),
+        let decodes = self.device_decodes(&pending, &parts);
+        let computed = if decodes { self.decode(&parts) } else { self.pass(&parts) };
+        match computed {
+            Ok(computed) => self.advance(&parts, &computed, start.elapsed(), &mut events),
             Err(error) => {
-                for part in &parts {
-                    self.sequences[part.index].cached.spoil(part.tokens);
-                }
+                self.spoil(&parts, decodes, &error);
                 let EngineError::Backend(BackendError::Cancelled) = error else { return Err(error) };
                 self.retire_cancelled(&mut events);
             }
         }
         Ok(events)
+    }
+
+    /// Takes note of what a step that failed may have left in the caches.
+    fn spoil(&mut self, parts: &[Part], decodes: bool, error: &EngineError) {
+        let context = self.context();
+        for part in parts {
+            let cached = &mut self.sequences[part.index].cached;
+            match error {
+                EngineError::Backend(BackendError::Device { .. }) if decodes => *cached = Cached::default(),
+                _ if decodes => cached.spoil(self.options.run_ahead_max(), context),
+                _ => cached.spoil(part.tokens, context),
+            }
+        }
     }
 
     /// Whether no request is left to work on.
@@ -102,7 +120,7 @@ impl Engine {
 
     /// Checks a request before any work is done for it.
     fn check(&self, request: &Request) -> Result<(), EngineError> {
-        request.sampling.check()?;
+        check_sampling(&request.sampling)?;
         self.check_tokens(&request.prompt)
     }
 
@@ -166,7 +184,7 @@ impl Engine {
     }
 
     /// Runs the parts and chooses a token for each of those that are complete.
-    fn pass(&mut self, parts: &[Part]) -> Result<Vec<Option<u32>>, EngineError> {
+    fn pass(&mut self, parts: &[Part]) -> Result<Computed, EngineError> {
         let (mut tokens, mut segments, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
         for part in parts {
             let sequence = &self.sequences[part.index];
@@ -185,14 +203,12 @@ impl Engine {
             self.loaded.read(self.program.logits, &mut self.logits)?;
         }
         let mut row = 0;
-        parts
-            .iter()
-            .map(|part| {
-                let output = self.has_output(part).then_some(row);
-                row += usize::from(output.is_some());
-                output.map(|row| self.choose(part.index, row)).transpose()
-            })
-            .collect()
+        let chosen = parts.iter().map(|part| {
+            let output = self.has_output(part).then_some(row);
+            row += usize::from(output.is_some());
+            output.map(|row| self.choose(part.index, row)).transpose()
+        });
+        Ok(Computed { passes: vec![chosen.collect::<Result<_, _>>()?], ahead: 0 })
     }
 
     /// Chooses a sequence's next token from a row of logits.
@@ -204,15 +220,21 @@ impl Engine {
         token.ok_or(EngineError::Logits { position: position - 1 })
     }
 
-    /// Takes note of what the pass did for each part, and of the tokens that were chosen.
-    fn advance(&mut self, parts: &[Part], chosen: &[Option<u32>], time: Duration, events: &mut Vec<Event>) {
+    /// Takes note of what the passes did for each part, and of the tokens that were chosen.
+    fn advance(&mut self, parts: &[Part], computed: &Computed, time: Duration, events: &mut Vec<Event>) {
         let mut finished = Vec::new();
-        for (part, &token) in parts.iter().zip(chosen) {
-            self.sequences[part.index].cached.advance(part.tokens);
-            if let Some(reason) = self.note(part, token, time, events) {
-                finished.push((part.index, reason));
+        let time = time / computed.passes.len() as u32;
+        for chosen in &computed.passes {
+            assert!(finished.is_empty(), "the device went on behind the end of a sequence");
+            for (part, &token) in parts.iter().zip(chosen) {
+                self.sequences[part.index].cached.advance(part.tokens);
+                if let Some(reason) = self.note(part, token, time, events) {
+                    finished.push((part.index, reason));
+                }
             }
         }
+        let context = self.context();
+        parts.iter().for_each(|part| self.sequences[part.index].cached.spoil(computed.ahead, context));
         // From the back, so that the indices of the others stay.
         finished.sort_unstable_by_key(|&(index, _)| std::cmp::Reverse(index));
         finished.into_iter().for_each(|(index, reason)| self.finish(index, reason, events));
@@ -230,7 +252,7 @@ impl Engine {
         let sequence = &mut self.sequences[part.index];
         let (id, statistics) = (sequence.id, &mut sequence.statistics);
         if sequence.answered > 0 {
-            statistics.decode_tokens += part.tokens;
+            statistics.decode_tokens += usize::from(token.is_some());
             statistics.decode_time += time;
         } else {
             statistics.prefill_tokens += part.tokens;

@@ -262,7 +262,7 @@ struct HookedLoaded {
 
 impl Backend for Hooked {
     fn capabilities(&self) -> Capabilities {
-        ReferenceBackend.capabilities()
+        Capabilities { decodes: false, ..ReferenceBackend.capabilities() }
     }
 
     fn load(

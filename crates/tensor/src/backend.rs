@@ -1,16 +1,18 @@
 //! The contract between the engine and the devices.
 //!
-//! Who checks what: [`crate::ProgramBuilder::build`] checks shapes, [`Batch::check`] checks a batch; a backend relies
-//! on both and panics on a violation, which is a bug in its caller. A [`BackendError`] only stands for what the
+//! Who checks what: [`crate::ProgramBuilder::build`] checks shapes, [`Batch::check`] checks a batch and
+//! [`Continuation::check`] what is to be decoded; a backend relies on them and panics on a violation, which is a bug in
+//! its caller. A [`BackendError`] only stands for what the
 //! caller can't foresee: weights that can't be read, memory that is not there, a device that fails.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::{BufferId, BufferKind, DType, Op, Program, Rows};
+use crate::{BufferId, BufferKind, DType, Op, Program, Rows, Sampling};
 
 /// The bytes of one weight, in memory or in a mapped file.
 pub trait WeightBytes: Send + Sync {
@@ -70,6 +72,15 @@ pub struct LoadOptions {
     pub threads: Option<usize>,
 }
 
+impl LoadOptions {
+    /// Positions of a sequence that [`Loaded::decode`] may write to the caches beyond those that it accounts for: 64,
+    /// or half of `tokens_max` (rounded up) if that is less. The caches of local layers keep a window and `tokens_max - 1` positions
+    /// more, so they still hold what the next token sees, and a caller can go back in a text by what is left of these.
+    pub fn run_ahead_max(&self) -> usize {
+        self.tokens_max.div_ceil(2).min(64)
+    }
+}
+
 /// The tokens of one pass.
 #[derive(Clone, Debug, Default)]
 pub struct Batch<'a> {
@@ -112,6 +123,66 @@ impl Batch<'_> {
     }
 }
 
+/// A sequence that [`Loaded::decode`] goes on with.
+#[derive(Clone, Copy, Debug)]
+pub struct Continuation<'a> {
+    /// Slot of the caches, below [`LoadOptions::sequences_max`].
+    pub sequence: usize,
+    /// Position of `token`. Earlier positions are in the cache, it is not.
+    pub position: usize,
+    /// The last token of the text so far.
+    pub token: u32,
+    /// How tokens are chosen.
+    pub sampling: &'a Sampling,
+    /// The tokens of the text, each once, `token` included. Only looked at if [`Sampling::repetition_penalty`] is not
+    /// 1; those that are chosen during the call count too.
+    pub occurred: &'a [u32],
+    /// Tokens that end the text.
+    pub stop_tokens: &'a [u32],
+    /// Most tokens to choose, at least one; may be more than the context has room for.
+    pub tokens_max: usize,
+}
+
+impl Continuation<'_> {
+    /// Most tokens that can be chosen: as many as are wanted and as positions are left, that of `token` included. The
+    /// last one chosen may lie just behind the context, since it is not run.
+    pub fn room(&self, options: &LoadOptions) -> usize {
+        self.tokens_max.min(options.context_max - self.position)
+    }
+
+    /// Checks what is to be decoded against the limits it will run under.
+    ///
+    /// # Panics
+    /// If a limit is passed, there is nothing to do, or a sequence occurs twice: bugs of the caller.
+    pub fn check(continuations: &[Continuation<'_>], options: &LoadOptions) {
+        let most = options.outputs_max.min(options.tokens_max);
+        assert!((1..=most).contains(&continuations.len()), "sequences: {}", continuations.len());
+        for (index, one) in continuations.iter().enumerate() {
+            assert!(one.sequence < options.sequences_max && one.position < options.context_max, "{one:?}");
+            assert!(one.tokens_max > 0, "{one:?}");
+            assert!(continuations[..index].iter().all(|other| other.sequence != one.sequence), "{one:?}");
+        }
+    }
+}
+
+/// A piece of work of a device, by its own clock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceSpan {
+    /// What was done: an op with its buffers, or several that were fused.
+    pub name: String,
+    /// The kind of work, to sum over: [`Op::name`], or a name of the backend's for other work.
+    pub op: &'static str,
+    /// From the moment at which tracing was switched on.
+    pub start: Duration,
+    /// How long it took.
+    pub duration: Duration,
+    /// Bytes that it has to read and write at least: weights, caches and activations, each once. Over the duration
+    /// this is a share of the memory's bandwidth.
+    pub bytes: u64,
+    /// Multiplications and additions of products, counted separately.
+    pub operations: u64,
+}
+
 /// What a backend can do; the planner routes around what it can't.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capabilities {
@@ -123,6 +194,8 @@ pub struct Capabilities {
     pub cache_dtypes: Vec<DType>,
     /// Bytes that programs can use.
     pub memory_bytes: u64,
+    /// Whether [`Loaded::decode`] can be called.
+    pub decodes: bool,
 }
 
 /// Bytes in use by a loaded program.
@@ -176,7 +249,15 @@ pub enum BackendError {
         /// What it said.
         problem: String,
     },
-    /// [`Batch::cancel`] was set.
+    /// No token can be chosen: the largest logit is not a finite number.
+    #[error("the logits of position {position} of the sequence in slot {sequence} are not numbers")]
+    Logits {
+        /// Slot of the caches.
+        sequence: usize,
+        /// Position of the token that was run.
+        position: usize,
+    },
+    /// [`Batch::cancel`] was set, or that of [`Loaded::decode`].
     #[error("cancelled")]
     Cancelled,
 }
@@ -219,6 +300,66 @@ pub trait Loaded: Send {
 
     /// Bytes in use.
     fn memory(&self) -> MemoryUse;
+
+    /// Runs the token of each continuation, chooses the next ones from the rows of `logits`, a scratch buffer
+    /// `[outputs, vocabulary]`, as [`crate::reference::sample`] does, runs these, and so on, without the caller. The
+    /// logits are, to the bit, those of [`Loaded::run`] with one token for each continuation, in their order. Only
+    /// called if [`Capabilities::decodes`].
+    ///
+    /// Gives the chosen tokens of each continuation, in the order of `continuations`: lists of the same length, at
+    /// least 1. They end with the pass in which the first of the sequences
+    /// - chooses one of its stop tokens, which is then the last token of its list,
+    /// - has as many tokens as [`Continuation::room`] says;
+    ///
+    /// or earlier: how many passes a call makes is the backend's choice, but it should come back within 100 ms or
+    /// after one pass. The n-th token of a list, counted from 1, is the one at position `position + n` of the text, and
+    /// drawn with that position.
+    ///
+    /// Afterwards the caches of a sequence hold `position` and as many positions as tokens were chosen, less one: all
+    /// but the last token. The backend may have run ahead: up to [`LoadOptions::run_ahead_max`] positions after these
+    /// (but none beyond the context) may have been overwritten, with what they overwrite in the caches of local layers,
+    /// and are undefined. What [`Loaded::read`] gives is undefined until the next [`Loaded::run`].
+    ///
+    /// A call that goes on exactly where the last one ended (the same sequences in the same order, each at the position
+    /// after its last one, with the last token of its list, the same sampling and stop tokens, no other call but
+    /// [`Loaded::memory`], [`Loaded::token_times`] and [`Loaded::take_trace`] in between) is the common one: a backend
+    /// may already have its tokens. Any other call has to be followed just the same.
+    ///
+    /// # Errors
+    /// [`BackendError::Logits`], or [`BackendError::Cancelled`] once `cancel` is set; both only if they happen before
+    /// every sequence has its first token: later, the tokens so far are given, and the next call meets the same. As if
+    /// no token was chosen, up to [`LoadOptions::run_ahead_max`] positions from `position` on are undefined then. After
+    /// a device that failed all positions of these sequences are.
+    ///
+    /// # Panics
+    /// If [`Continuation::check`] does, or the backend does not decode.
+    fn decode(
+        &mut self,
+        logits: BufferId,
+        continuations: &[Continuation<'_>],
+        cancel: Option<&AtomicBool>,
+    ) -> Result<Vec<Vec<u32>>, BackendError> {
+        let _ = (logits, continuations, cancel);
+        panic!("this backend does not decode, as its capabilities say");
+    }
+
+    /// The device's time for each pass of the last [`Loaded::decode`], as many as tokens were chosen for each sequence;
+    /// empty if the device does not tell.
+    fn token_times(&mut self) -> Vec<Duration> {
+        Vec::new()
+    }
+
+    /// Switches tracing on or off; off at first. Gives whether it is on: `false` if the device can't. Passes may be
+    /// slower while it is on; switching drops the spans that were not taken.
+    fn set_tracing(&mut self, _on: bool) -> bool {
+        false
+    }
+
+    /// The spans of device work that are complete since tracing was switched on or they were last taken, in the order
+    /// in which they started; empty if tracing is off.
+    fn take_trace(&mut self) -> Vec<TraceSpan> {
+        Vec::new()
+    }
 }
 
 /// Positions that a cache must keep for each sequence: all of the context, or a window and the batch that is

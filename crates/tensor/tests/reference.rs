@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicBool;
 
 use tensor::reference::{self, AttentionShape, ReferenceBackend};
 use tensor::{
-    Backend, BackendError, Batch, BufferId, DType, LoadOptions, Loaded, Op, Precision, Program, ProgramBuilder, Rows,
-    Scalar, Segment, WeightBytes, WeightError, WeightSource,
+    Backend, BackendError, Batch, BufferId, Continuation, DType, LoadOptions, Loaded, Op, Precision, Program,
+    ProgramBuilder, Rows, Sampling, Scalar, Segment, WeightBytes, WeightError, WeightSource,
 };
 
 fn close(found: f32, expected: f32) {
@@ -221,4 +221,80 @@ fn a_pass_can_be_cancelled() {
     let mut row = [0.0; 2];
     loaded.read(output, &mut row).unwrap();
     assert_eq!(row, [2.0, 20.0]);
+}
+
+/// Logits `[outputs, 2]` of a token from a table alone.
+fn table_of_logits(table: &[f32]) -> (Box<dyn Loaded>, BufferId) {
+    let mut builder = ProgramBuilder::new();
+    let weight = builder.weight("table", DType::F32, table.len() / 2, 2);
+    let (rows, logits) = (builder.scratch("rows", Rows::Tokens, 2), builder.scratch("logits", Rows::Outputs, 2));
+    builder.push(Op::Embed { table: weight, scale: Scalar(1.0), output: rows });
+    builder.push(Op::SelectOutputs { input: rows, output: logits });
+    let weights = Weights(HashMap::from([("table", table.iter().flat_map(|value| value.to_le_bytes()).collect())]));
+    let program = builder.build().expect("a good program");
+    (ReferenceBackend.load(&program, &weights, &options()).expect("a load"), logits)
+}
+
+/// Tokens 0 and 1 follow each other, in a context of 8.
+#[test]
+fn decoding_ends_at_limits_and_stop_tokens() {
+    let (mut loaded, logits) = table_of_logits(&[0.0, 1.0, 1.0, 0.0]);
+    let greedy = Sampling::greedy();
+    let one = |sequence, position, token, stop_tokens, tokens_max| Continuation {
+        sequence,
+        position,
+        token,
+        sampling: &greedy,
+        occurred: &[],
+        stop_tokens,
+        tokens_max,
+    };
+    let mut decode = |continuations: &[Continuation<'_>]| loaded.decode(logits, continuations, None).expect("tokens");
+    assert_eq!(decode(&[one(0, 2, 0, &[], 3)]), [[1, 0, 1]]);
+    assert_eq!(decode(&[one(0, 5, 0, &[], usize::MAX)]), [[1, 0, 1]], "positions 5, 6 and 7");
+    assert_eq!(decode(&[one(0, 7, 1, &[], 9)]), [[0]]);
+    assert_eq!(decode(&[one(1, 0, 0, &[7, 0], 4)]), [[1, 0]]);
+    assert_eq!(decode(&[one(1, 0, 0, &[], 4), one(0, 1, 1, &[1], 4)]), [[1, 0], [0, 1]]);
+    assert_eq!(decode(&[one(0, 0, 0, &[], 4), one(1, 6, 1, &[], 4)]), [[1, 0], [0, 1]]);
+}
+
+#[test]
+fn decoding_tells_where_logits_are_not_numbers_or_that_it_was_cancelled() {
+    let (mut loaded, logits) = table_of_logits(&[0.0, 1.0, f32::NAN, f32::NEG_INFINITY]);
+    let (greedy, cancel) = (Sampling::greedy(), AtomicBool::new(true));
+    let one = |position, token| Continuation {
+        sequence: 1,
+        position,
+        token,
+        sampling: &greedy,
+        occurred: &[],
+        stop_tokens: &[],
+        tokens_max: 4,
+    };
+    let result = loaded.decode(logits, &[one(3, 0)], Some(&cancel));
+    assert!(matches!(result, Err(BackendError::Cancelled)), "{result:?}");
+    // What was chosen before comes first.
+    assert_eq!(loaded.decode(logits, &[one(3, 0)], None).expect("a token"), [[1]]);
+    let result = loaded.decode(logits, &[one(4, 1)], None);
+    assert!(matches!(result, Err(BackendError::Logits { sequence: 1, position: 4 })), "{result:?}");
+}
+
+/// The penalty counts what is chosen during the call.
+#[test]
+fn decoding_penalizes_what_it_has_chosen() {
+    let (mut loaded, logits) = table_of_logits(&[4.0, 5.0, 4.0, 5.0]);
+    let sampling = Sampling { repetition_penalty: 2.0, ..Sampling::greedy() };
+    let one = Continuation {
+        sequence: 0,
+        position: 0,
+        token: 2,
+        sampling: &sampling,
+        occurred: &[2],
+        stop_tokens: &[],
+        tokens_max: 4,
+    };
+    let token = |token| Continuation { token, ..one };
+    assert_eq!(loaded.decode(logits, &[token(0)], None).expect("tokens"), [[1, 0, 1, 1]]);
+    let most = Sampling { temperature: 1.0, repetition_penalty: 1.0, top_k: 1, ..sampling };
+    assert_eq!(loaded.decode(logits, &[Continuation { sampling: &most, ..token(0) }], None).unwrap(), [[1, 1, 1, 1]]);
 }

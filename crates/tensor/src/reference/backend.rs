@@ -1,13 +1,17 @@
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::AttentionShape;
+use crate::backend::cache_positions;
 use crate::{
-    Backend, BackendError, Batch, BufferId, BufferKind, Capabilities, DType, LoadOptions, Loaded, MemoryUse, Op,
-    Program, Rows, Segment, WeightSource,
+    Backend, BackendError, Batch, BufferId, BufferKind, Capabilities, Continuation, DType, LoadOptions, Loaded,
+    MemoryUse, Op, Program, Rows, Segment, WeightSource,
 };
 
 /// The name that errors give.
 const DEVICE: &str = "the reference";
+
+/// Most passes of one [`Loaded::decode`].
+const DECODE_PASSES: usize = 8;
 
 /// Formats that caches can have.
 const CACHE_DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Q8_0];
@@ -38,6 +42,7 @@ impl Backend for ReferenceBackend {
             weight_dtypes: DType::ALL.to_vec(),
             cache_dtypes: CACHE_DTYPES.to_vec(),
             memory_bytes: u64::MAX,
+            decodes: true,
         }
     }
 
@@ -174,9 +179,88 @@ impl Loaded for ReferenceLoaded {
         }
         used
     }
+
+    fn decode(
+        &mut self,
+        logits: BufferId,
+        continuations: &[Continuation<'_>],
+        cancel: Option<&AtomicBool>,
+    ) -> Result<Vec<Vec<u32>>, BackendError> {
+        Continuation::check(continuations, &self.options);
+        let mut chosen = vec![Vec::new(); continuations.len()];
+        let room = continuations.iter().map(|one| one.room(&self.options)).min().unwrap_or(0);
+        let mut result = Ok(());
+        for _ in 0..room.min(DECODE_PASSES) {
+            result = self.decode_pass(logits, continuations, &mut chosen, cancel);
+            let stops = |one: &Continuation<'_>, last: &u32| one.stop_tokens.contains(last);
+            let mut lasts = continuations.iter().zip(&chosen);
+            if result.is_err() || lasts.any(|(one, tokens)| tokens.last().is_some_and(|last| stops(one, last))) {
+                break;
+            }
+        }
+        let passes = chosen[0].len();
+        for one in continuations {
+            self.forget_ahead(one.sequence, one.position + passes);
+        }
+        self.forget_activations();
+        if passes == 0 { result.map(|()| chosen) } else { Ok(chosen) }
+    }
 }
 
 impl ReferenceLoaded {
+    /// One pass of [`Loaded::decode`]: a token more for each sequence, or an error and none for any.
+    fn decode_pass(
+        &mut self,
+        logits: BufferId,
+        continuations: &[Continuation<'_>],
+        chosen: &mut [Vec<u32>],
+        cancel: Option<&AtomicBool>,
+    ) -> Result<(), BackendError> {
+        let tokens: Vec<u32> =
+            chosen.iter().zip(continuations).map(|(list, one)| *list.last().unwrap_or(&one.token)).collect();
+        let passes = chosen[0].len();
+        let segment =
+            |one: &Continuation<'_>| Segment { sequence: one.sequence, position: one.position + passes, tokens: 1 };
+        let segments: Vec<Segment> = continuations.iter().map(segment).collect();
+        let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
+        self.run(&Batch { tokens: &tokens, segments: &segments, outputs: &outputs, cancel })?;
+
+        let vocabulary = self.width(logits);
+        let mut rows = vec![0.0; tokens.len() * vocabulary];
+        self.read(logits, &mut rows)?;
+        let mut next = Vec::new();
+        for (index, (one, segment)) in continuations.iter().zip(&segments).enumerate() {
+            let mut occurred = one.occurred.to_vec();
+            chosen[index].iter().for_each(|token| {
+                if !occurred.contains(token) {
+                    occurred.push(*token)
+                }
+            });
+            let row = &rows[index * vocabulary..][..vocabulary];
+            let token = super::sample(row, one.sampling, &occurred, segment.position as u64 + 1);
+            let (sequence, position) = (segment.sequence, segment.position);
+            next.push(token.ok_or(BackendError::Logits { sequence, position })?);
+        }
+        chosen.iter_mut().zip(next).for_each(|(list, token)| list.push(token));
+        Ok(())
+    }
+
+    /// Makes a NaN of all that [`Loaded::decode`] may leave undefined in the caches of a sequence of which `len`
+    /// positions count: what follows, and what that overwrites in the rings of local layers.
+    fn forget_ahead(&mut self, sequence: usize, len: usize) {
+        self.positions[sequence] = len;
+        let (context, ahead) = (self.options.context_max, self.options.run_ahead_max());
+        for (buffer, values) in self.program.buffers().iter().zip(&mut self.values) {
+            let BufferKind::Cache { width, window } = buffer.kind else { continue };
+            let kept = cache_positions(window, &self.options);
+            for position in len..context.min(len + ahead) {
+                for lost in [Some(position), position.checked_sub(kept)].into_iter().flatten() {
+                    values[(sequence * context + lost) * width..][..width].fill(f32::NAN);
+                }
+            }
+        }
+    }
+
     /// [`Loaded::run`] that calls `observe` before each op, with the op and the buffers as the op will find them.
     ///
     /// # Errors

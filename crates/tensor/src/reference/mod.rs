@@ -4,6 +4,8 @@
 //! powers and transcendental functions are computed in f64. Lengths are the caller's to keep, as
 //! [`crate::ProgramBuilder::build`] checks them; the functions panic on others.
 //!
+//! [`sample`] chooses a token from logits; there devices have to agree to the bit.
+//!
 //! [`ReferenceBackend`] runs whole programs with them.
 
 mod add;
@@ -15,6 +17,7 @@ mod gelu_mul;
 mod linear;
 mod rms_norm;
 mod rope;
+mod sample;
 mod select_outputs;
 
 pub use add::add;
@@ -26,4 +29,5 @@ pub use gelu_mul::{gelu_mul, gelu_tanh};
 pub use linear::linear;
 pub use rms_norm::rms_norm;
 pub use rope::{rope, rope_angle};
+pub use sample::sample;
 pub use select_outputs::select_outputs;

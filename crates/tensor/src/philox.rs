@@ -5,7 +5,7 @@ const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
 /// Ten rounds.
-fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let [a, b] = [0, 1].map(|half| u64::from(MULTIPLIERS[half]) * u64::from(counter[2 * half]));
         let high = |product: u64| (product >> 32) as u32;
@@ -15,12 +15,11 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// A number in `[0, 1)`, a multiple of 2⁻⁵³: the seed is the key (low word first), the position the first two words of
-/// the counter, and the number the upper 53 bits of the result's first two words (the first being the upper one).
-pub(crate) fn uniform(seed: u64, position: u64) -> f64 {
+/// 64 random bits: the seed is the key (low word first), the position the first two words of the counter (low word
+/// first), and the bits are the result's first two words, the first being the upper one.
+pub fn bits(seed: u64, position: u64) -> u64 {
     let [high, low, ..] = philox([position as u32, (position >> 32) as u32, 0, 0], [seed as u32, (seed >> 32) as u32]);
-    let bits = u64::from(high) << 32 | u64::from(low);
-    (bits >> 11) as f64 / (1u64 << 53) as f64
+    u64::from(high) << 32 | u64::from(low)
 }
 
 #[cfg(test)]
@@ -40,12 +39,11 @@ mod tests {
 
     #[test]
     fn numbers_are_spread_over_the_interval() {
-        let numbers: Vec<f64> = (0..10_000).map(|position| uniform(7, position)).collect();
-        assert!(numbers.iter().all(|number| (0.0..1.0).contains(number)));
+        let numbers: Vec<f64> = (0..10_000).map(|position| bits(7, position) as f64 / 2f64.powi(64)).collect();
         let mean = numbers.iter().sum::<f64>() / 1e4;
         // Six standard deviations of the mean of uniform numbers.
         assert!((mean - 0.5).abs() < 6.0 * (1.0 / 12f64).sqrt() / 100.0, "{mean}");
-        assert_ne!(uniform(7, 0), uniform(8, 0));
-        assert_ne!(uniform(7, 0), uniform(7, 1 << 32));
+        assert_ne!(bits(7, 0), bits(8, 0));
+        assert_ne!(bits(7, 0), bits(7, 1 << 32));
     }
 }
