@@ -58,7 +58,28 @@ impl Commands {
         Ok(buffers.map_err(|error| self.context.failure("making a command buffer", error))?[0])
     }
 
-    /// Records with `record`; the buffer can be submitted again and again, also while it is still running.
+    /// Begins to record; the buffer can be submitted again and again, also while it is still running.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub(crate) fn begin(&self, buffer: vk::CommandBuffer) -> Result<(), BackendError> {
+        let info = vk::CommandBufferBeginInfo::default().flags(vk::CommandBufferUsageFlags::SIMULTANEOUS_USE);
+        // SAFETY: the buffer is of this pool and not running: the caller has waited for it.
+        let result = unsafe { self.context.raw.begin_command_buffer(buffer, &info) };
+        result.map_err(|error| self.context.failure("recording", error))
+    }
+
+    /// Ends what [`Commands::begin`] began.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub(crate) fn end(&self, buffer: vk::CommandBuffer) -> Result<(), BackendError> {
+        // SAFETY: the buffer is being recorded.
+        let result = unsafe { self.context.raw.end_command_buffer(buffer) };
+        result.map_err(|error| self.context.failure("recording", error))
+    }
+
+    /// Records with `record` between [`Commands::begin`] and [`Commands::end`].
     ///
     /// # Errors
     /// A device that fails, or what `record` returns.
@@ -67,13 +88,15 @@ impl Commands {
         buffer: vk::CommandBuffer,
         record: impl FnOnce(vk::CommandBuffer) -> Result<(), BackendError>,
     ) -> Result<(), BackendError> {
-        let info = vk::CommandBufferBeginInfo::default().flags(vk::CommandBufferUsageFlags::SIMULTANEOUS_USE);
-        let failure = |error| self.context.failure("recording", error);
-        // SAFETY: the buffer is of this pool and not running: the caller has waited for it.
-        unsafe { self.context.raw.begin_command_buffer(buffer, &info) }.map_err(failure)?;
+        self.begin(buffer)?;
         record(buffer)?;
-        // SAFETY: as above.
-        unsafe { self.context.raw.end_command_buffer(buffer) }.map_err(failure)
+        self.end(buffer)
+    }
+
+    /// Gives buffers back that are not running.
+    pub(crate) fn free(&self, buffers: &[vk::CommandBuffer]) {
+        // SAFETY: the caller has waited for them.
+        unsafe { self.context.raw.free_command_buffers(self.pool, buffers) };
     }
 
     /// Submits; gives the value of the timeline at which it is done.

@@ -1,0 +1,382 @@
+//! A program in a device's memory: passes, and reading what they gave.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ash::vk;
+use tensor::{
+    BackendError, Batch, BufferId, BufferKind, Continuation, LoadOptions, Loaded, MemoryUse, Op, Precision, Program,
+    TraceSpan, WeightSource,
+};
+
+use crate::commands::{Commands, barrier, host_barrier, record_dispatches};
+use crate::context::Context;
+use crate::dispatch::Dispatch;
+use crate::kernel::matvec::COLUMNS_MAX;
+use crate::kernel::rope::{RopeAddresses, RopeTables};
+use crate::memory::{Arena, Place, Slice};
+use crate::pace::Pace;
+use crate::pipeline::Pipelines;
+use crate::place::{Buffers, Placed};
+use crate::plan::{Rope, Setting, Step, plan};
+use crate::record::{BatchAddresses, Counts, Recorder};
+use crate::upload::Uploader;
+
+/// Bytes that are copied to the processor at once.
+const DOWNLOAD_BYTES: u64 = 16 << 20;
+
+/// Recordings that are kept.
+const RECORDINGS: usize = 16;
+
+/// A pass for certain counts of tokens and outputs, ready to be submitted.
+struct Recording {
+    /// One per piece.
+    buffers: Vec<vk::CommandBuffer>,
+    estimated: Duration,
+    /// When it was last used, to drop the oldest.
+    used: u64,
+}
+
+/// A loaded program.
+pub(crate) struct VulkanLoaded {
+    // Before all that commands use, so that dropping it waits for them first.
+    commands: Commands,
+    recordings: HashMap<Counts, Recording>,
+    pass: u64,
+    pipelines: Pipelines,
+    program: Program,
+    options: LoadOptions,
+    buffers: Buffers,
+    ropes: HashMap<Rope, RopeAddresses>,
+    batch: BatchMemory,
+    staging: Slice,
+    download: Slice,
+    pace: Pace,
+    _mapped: Vec<Arena>,
+    context: Arc<Context>,
+}
+
+/// The batch on the device, and where it is written.
+struct BatchMemory {
+    tokens: Slice,
+    outputs: Slice,
+    tiles: Slice,
+}
+
+impl BatchMemory {
+    fn slices(&self) -> [Slice; 3] {
+        [self.tokens, self.outputs, self.tiles]
+    }
+
+    fn addresses(&self) -> BatchAddresses {
+        BatchAddresses { tokens: self.tokens.address, outputs: self.outputs.address, tiles: self.tiles.address }
+    }
+}
+
+impl VulkanLoaded {
+    /// Reads the weights and allocates all that passes will need.
+    ///
+    /// # Errors
+    /// Weights that can't be read, memory that is not there, options that the device can't follow.
+    pub(crate) fn load(
+        context: &Arc<Context>,
+        program: &Program,
+        weights: &dyn WeightSource,
+        options: &LoadOptions,
+    ) -> Result<VulkanLoaded, BackendError> {
+        let mut pipelines = Pipelines::new(context)?;
+        let plans: Vec<Vec<Step>> =
+            settings(context, options).iter().map(|setting| plan(program, setting)).collect();
+        let mut buffers = Buffers::new(context, program, options, &plans)?;
+        let batch = BatchMemory {
+            tokens: buffers.extra(16 * options.tokens_max)?,
+            outputs: buffers.extra(4 * options.outputs_max)?,
+            tiles: buffers.extra(16 * options.tokens_max)?,
+        };
+        let tables = rope_tables(program, options);
+        let mut placed = Vec::new();
+        for (rope, tables) in tables {
+            let fine = buffers.extra(tables.fine.len() * 8)?;
+            let coarse = buffers.extra(tables.coarse.len() * 8)?;
+            placed.push((rope, tables, fine, coarse));
+        }
+        let mut upload = Arena::new(context, Place::Upload, 0);
+        let staging = upload.allocate(batch.slices().iter().map(|slice| slice.size).sum(), "staging")?;
+        let mut downloads = Arena::new(context, Place::Download, 0);
+        let download = downloads.allocate(DOWNLOAD_BYTES, "results")?;
+        let mut commands = Commands::new(context, &context.queue)?;
+        clear(context, &mut commands, &buffers)?;
+        upload_weights(context, &mut pipelines, program, weights, &buffers)?;
+        let mut ropes = HashMap::new();
+        for (rope, tables, fine, coarse) in placed {
+            write(context, &mut commands, bytemuck::cast_slice(&tables.fine), fine)?;
+            write(context, &mut commands, bytemuck::cast_slice(&tables.coarse), coarse)?;
+            ropes.insert(rope, RopeAddresses { fine: fine.address, coarse: coarse.address });
+        }
+        Ok(VulkanLoaded {
+            commands,
+            recordings: HashMap::new(),
+            pass: 0,
+            pipelines,
+            program: program.clone(),
+            options: options.clone(),
+            buffers,
+            ropes,
+            batch,
+            staging,
+            download,
+            pace: Pace::new(context.features().kind),
+            _mapped: vec![upload, downloads],
+            context: context.clone(),
+        })
+    }
+
+    /// The dispatches of a pass.
+    fn dispatches(&self, counts: Counts) -> Vec<Dispatch> {
+        let setting = setting(&self.context, &self.options, counts.tokens, counts.outputs);
+        let recorder = Recorder {
+            features: self.context.features(),
+            program: &self.program,
+            buffers: &self.buffers,
+            ropes: &self.ropes,
+            batch: self.batch.addresses(),
+            counts,
+        };
+        recorder.dispatches(&plan(&self.program, &setting))
+    }
+
+    /// Writes the batch where the recordings copy it from.
+    fn stage(&mut self, batch: &Batch<'_>) -> Counts {
+        let mut tokens = Vec::with_capacity(batch.tokens.len());
+        let mut ids = batch.tokens.iter();
+        for segment in batch.segments {
+            for (position, id) in (segment.position..segment.position + segment.tokens).zip(&mut ids) {
+                tokens.push([*id, position as u32, segment.sequence as u32, 0]);
+            }
+        }
+        let tiles = tiles(batch);
+        // SAFETY: the device has finished the last pass: `run` waits for it.
+        let bytes = unsafe { self.staging.bytes_mut() }.expect("staging is mapped");
+        let parts: [&[u8]; 3] =
+            [bytemuck::cast_slice(&tokens), bytemuck::cast_slice(batch.outputs), bytemuck::cast_slice(&tiles)];
+        let mut start = 0;
+        for (part, slice) in parts.into_iter().zip(self.batch.slices()) {
+            bytes[start..start + part.len()].copy_from_slice(part);
+            start += slice.size as usize;
+        }
+        Counts { tokens: tokens.len(), outputs: batch.outputs.len(), tiles: tiles.len() }
+    }
+
+    /// Copies the staged batch to the device.
+    fn record_batch(&self, buffer: vk::CommandBuffer, counts: Counts) {
+        let used = [16 * counts.tokens, 4 * counts.outputs, 16 * counts.tiles];
+        let mut start = self.staging.offset;
+        for (slice, bytes) in self.batch.slices().into_iter().zip(used) {
+            if bytes > 0 {
+                let region =
+                    vk::BufferCopy::default().src_offset(start).dst_offset(slice.offset).size(bytes as u64);
+                // SAFETY: both are that long.
+                unsafe { self.context.raw.cmd_copy_buffer(buffer, self.staging.buffer, slice.buffer, &[region]) };
+            }
+            start += slice.size;
+        }
+    }
+
+    /// Makes sure that there is a recording for the counts.
+    fn record(&mut self, counts: Counts) -> Result<(), BackendError> {
+        self.pass += 1;
+        if let Some(recording) = self.recordings.get_mut(&counts) {
+            recording.used = self.pass;
+            return Ok(());
+        }
+        let dispatches = self.dispatches(counts);
+        let mut buffers = Vec::new();
+        for (index, piece) in self.pace.pieces(&dispatches).into_iter().enumerate() {
+            let buffer = self.commands.allocate()?;
+            let context = self.context.clone();
+            self.commands.begin(buffer)?;
+            if index == 0 {
+                barrier(&context, buffer);
+                self.record_batch(buffer, counts);
+            }
+            record_dispatches(&context, &mut self.pipelines, buffer, &dispatches[piece], &mut None)?;
+            self.commands.end(buffer)?;
+            buffers.push(buffer);
+        }
+        if self.recordings.len() >= RECORDINGS {
+            let oldest = self.recordings.iter().min_by_key(|(_, recording)| recording.used).map(|(&counts, _)| counts);
+            if let Some(recording) = oldest.and_then(|counts| self.recordings.remove(&counts)) {
+                self.commands.free(&recording.buffers);
+            }
+        }
+        let recording = Recording { buffers, estimated: self.pace.estimate(&dispatches), used: self.pass };
+        self.recordings.insert(counts, recording);
+        Ok(())
+    }
+
+    /// Submits a recording piece by piece, never more than two ahead, and waits for the end.
+    fn submit(&mut self, counts: Counts, cancel: Option<&AtomicBool>) -> Result<(), BackendError> {
+        let start = Instant::now();
+        let recording = &self.recordings[&counts];
+        let mut last = [0; 2];
+        for &buffer in &recording.buffers {
+            if cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+                self.commands.wait_all()?;
+                return Err(BackendError::Cancelled);
+            }
+            self.commands.wait(last[0])?;
+            last = [last[1], self.commands.submit(&[buffer])?];
+        }
+        self.commands.wait(last[1])?;
+        let estimated = recording.estimated;
+        self.pace.learn(estimated, start.elapsed());
+        Ok(())
+    }
+}
+
+impl Loaded for VulkanLoaded {
+    fn run(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
+        batch.check(&self.options);
+        if batch.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+            return Err(BackendError::Cancelled);
+        }
+        let counts = self.stage(batch);
+        self.record(counts)?;
+        self.submit(counts, batch.cancel)
+    }
+
+    fn read(&mut self, buffer: BufferId, into: &mut [f32]) -> Result<(), BackendError> {
+        let Placed::Scratch { view, slice, .. } = self.buffers.get(buffer) else {
+            panic!("`{}` is not a scratch buffer", self.program.buffer(buffer).name);
+        };
+        assert!(into.len().is_multiple_of(view.width), "{} elements of rows of {}", into.len(), view.width);
+        let row = view.pitch() as u64 * 4;
+        let most = (DOWNLOAD_BYTES / row).max(1) as usize;
+        for (index, rows) in into.chunks_mut(most * view.width).enumerate() {
+            let count = rows.len() / view.width;
+            let bytes = count as u64 * row;
+            let from = slice.part(index as u64 * most as u64 * row, bytes);
+            let (context, to) = (self.context.clone(), self.download);
+            self.commands.once(|buffer| {
+                barrier(&context, buffer);
+                let region = vk::BufferCopy::default().src_offset(from.offset).dst_offset(to.offset).size(bytes);
+                // SAFETY: both are that long.
+                unsafe { context.raw.cmd_copy_buffer(buffer, from.buffer, to.buffer, &[region]) };
+                host_barrier(&context, buffer);
+                Ok(())
+            })?;
+            // SAFETY: the copy is done.
+            let found = unsafe { self.download.bytes_mut() }.expect("results are mapped");
+            for (from, into) in found.chunks(row as usize).zip(rows.chunks_mut(view.width)) {
+                into.copy_from_slice(bytemuck::cast_slice(&from[..4 * view.width]));
+            }
+        }
+        Ok(())
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.buffers.used()
+    }
+}
+
+/// The setting for a pass.
+fn setting(context: &Context, options: &LoadOptions, tokens: usize, outputs: usize) -> Setting {
+    Setting {
+        precision: options.precision,
+        integer_dot: context.features().integer_dot,
+        matrices: context.features().matrix_f16.is_some(),
+        few_tokens: tokens <= COLUMNS_MAX,
+        few_outputs: outputs <= COLUMNS_MAX,
+    }
+}
+
+/// Every setting that passes can have.
+fn settings(context: &Context, options: &LoadOptions) -> Vec<Setting> {
+    let counts = |most: usize| [1, most].into_iter();
+    counts(options.tokens_max)
+        .flat_map(|tokens| counts(options.outputs_max).map(move |outputs| (tokens, outputs)))
+        .map(|(tokens, outputs)| setting(context, options, tokens, outputs))
+        .collect()
+}
+
+/// The tables of every rope of the program.
+fn rope_tables(program: &Program, options: &LoadOptions) -> Vec<(Rope, RopeTables)> {
+    let mut tables: Vec<(Rope, RopeTables)> = Vec::new();
+    for op in program.ops() {
+        if let Op::Rope { head_dim, base, position_divisor, .. } = *op {
+            let rope = Rope { head_dim, base, position_divisor };
+            if tables.iter().all(|(other, _)| *other != rope) {
+                tables.push((rope, RopeTables::new(base.0, position_divisor.0, head_dim, options.context_max)));
+            }
+        }
+    }
+    tables
+}
+
+/// Fills all memory with zeros: paddings stay so.
+fn clear(context: &Context, commands: &mut Commands, buffers: &Buffers) -> Result<(), BackendError> {
+    commands.once(|buffer| {
+        for (block, bytes) in buffers.arena().blocks() {
+            // SAFETY: the block is that long, a multiple of 4.
+            unsafe { context.raw.cmd_fill_buffer(buffer, block, 0, bytes, 0) };
+        }
+        barrier(context, buffer);
+        Ok(())
+    })
+}
+
+fn upload_weights(
+    context: &Arc<Context>,
+    pipelines: &mut Pipelines,
+    program: &Program,
+    weights: &dyn WeightSource,
+    buffers: &Buffers,
+) -> Result<(), BackendError> {
+    let mut uploader = Uploader::new(context)?;
+    for (index, buffer) in program.buffers().iter().enumerate() {
+        let BufferKind::Weight { .. } = buffer.kind else { continue };
+        let Placed::Weight(weight, slice) = buffers.get(BufferId(index as u32)) else { continue };
+        let bytes = weights
+            .open(&buffer.name)
+            .map_err(|source| BackendError::Weight { name: buffer.name.clone(), source })?;
+        uploader.upload(pipelines, &weight, slice, &*bytes)?;
+    }
+    uploader.finish()
+}
+
+/// Writes a few bytes to the device.
+fn write(
+    context: &Arc<Context>,
+    commands: &mut Commands,
+    bytes: &[u8],
+    target: Slice,
+) -> Result<(), BackendError> {
+    let mut arena = Arena::new(context, Place::Upload, 0);
+    let mut staging = arena.allocate(bytes.len() as u64, "staging")?;
+    // SAFETY: the device does not know the memory yet.
+    unsafe { staging.bytes_mut() }.expect("staging is mapped")[..bytes.len()].copy_from_slice(bytes);
+    commands.once(|buffer| {
+        let region =
+            vk::BufferCopy::default().src_offset(staging.offset).dst_offset(target.offset).size(bytes.len() as u64);
+        // SAFETY: both are that long.
+        unsafe { context.raw.cmd_copy_buffer(buffer, staging.buffer, target.buffer, &[region]) };
+        barrier(context, buffer);
+        Ok(())
+    })
+}
+
+/// The batch's queries in tiles of one sequence each: `{first token, tokens, position of the first, sequence}`.
+fn tiles(batch: &Batch<'_>) -> Vec<[u32; 4]> {
+    const TILE: usize = 16;
+    let (mut tiles, mut first) = (Vec::new(), 0);
+    for segment in batch.segments {
+        for start in (0..segment.tokens).step_by(TILE) {
+            let tokens = TILE.min(segment.tokens - start);
+            tiles.push([first + start, tokens, segment.position + start, segment.sequence].map(|value| value as u32));
+        }
+        first += segment.tokens;
+    }
+    tiles
+}

@@ -1,0 +1,227 @@
+//! From the steps of a plan to dispatches, for a number of tokens and outputs.
+
+use std::collections::HashMap;
+
+use tensor::{BufferId, Op, Program, Rows};
+
+use crate::dispatch::Dispatch;
+use crate::features::Features;
+use crate::kernel::cache_write::{CacheShape, cache_write};
+use crate::kernel::head_prepare::{HeadPrepare, head_prepare, supports};
+use crate::kernel::matvec::{COLUMNS_MAX, Gated, Input, gate_up, gated_tiling, matvec, tiling};
+use crate::kernel::norm::{Output, Scale, norm};
+use crate::kernel::rope::{RopeAddresses, rope};
+use crate::kernel::{Quantized, View, add, embed, gelu_mul, quantize, rms_norm, select_outputs};
+use crate::layout::Weight;
+use crate::place::Buffers;
+use crate::plan::{Form, Forms, Norm, Rope, Step};
+
+/// Addresses of what changes from pass to pass.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BatchAddresses {
+    /// `{token, position, sequence, 0}` for each token.
+    pub(crate) tokens: u64,
+    /// The token of each output row.
+    pub(crate) outputs: u64,
+    /// Tiles of queries, for attention over many tokens.
+    pub(crate) tiles: u64,
+}
+
+/// How much there is in a batch; a recording is made for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Counts {
+    pub(crate) tokens: usize,
+    pub(crate) outputs: usize,
+    pub(crate) tiles: usize,
+}
+
+/// What dispatches are made from.
+pub(crate) struct Recorder<'a> {
+    pub(crate) features: &'a Features,
+    pub(crate) program: &'a Program,
+    pub(crate) buffers: &'a Buffers,
+    pub(crate) ropes: &'a HashMap<Rope, RopeAddresses>,
+    pub(crate) batch: BatchAddresses,
+    pub(crate) counts: Counts,
+}
+
+impl Recorder<'_> {
+    /// The dispatches of all steps, in order.
+    pub(crate) fn dispatches(&self, steps: &[Step]) -> Vec<Dispatch> {
+        steps.iter().flat_map(|step| self.step(step)).collect()
+    }
+
+    fn step(&self, step: &Step) -> Vec<Dispatch> {
+        match step {
+            Step::Plain(op) => self.plain(op),
+            Step::Norm { add, residual, output, forms } => {
+                let rows = self.rows(*residual);
+                let add = add.map(|(update, scale)| (self.buffers.view(update), self.scale(scale)));
+                let output = output.map(|(scale, output)| self.norm_output(scale, output, *forms));
+                let residual = self.buffers.view(*residual);
+                (rows > 0).then(|| norm(self.features, add, residual, output, rows)).into_iter().collect()
+            }
+            Step::Convert { input, form } => self.convert(*input, *form),
+            Step::Linear { parts, input, form } => self.linear(parts, *input, *form),
+            Step::GateUp { gate, up, input, output, form, forms } => {
+                self.gate_up([*gate, *up], *input, *output, *form, *forms)
+            }
+            Step::HeadPrepare { query, key, value, keys, values, rope } => {
+                self.head_prepare(*query, *key, *value, [*keys, *values], *rope)
+            }
+            Step::Attention { op, forms } => self.attention(op, *forms),
+        }
+    }
+
+    /// Rows of an activation in this batch.
+    fn rows(&self, buffer: BufferId) -> usize {
+        match self.program.buffer(buffer).kind {
+            tensor::BufferKind::Scratch { rows: Rows::Outputs, .. } => self.counts.outputs,
+            _ => self.counts.tokens,
+        }
+    }
+
+    fn scale(&self, (weight, epsilon): Norm) -> Scale {
+        Scale { weight: self.buffers.weight_of(weight).address, epsilon: epsilon.0 }
+    }
+
+    fn norm_output(&self, scale: Norm, output: BufferId, forms: Forms) -> Output {
+        Output {
+            scale: self.scale(scale),
+            floats: forms.floats.then(|| self.buffers.view(output)),
+            quantized: forms.quants.then(|| self.buffers.quants(output)),
+        }
+    }
+
+    fn plain(&self, op: &Op) -> Vec<Dispatch> {
+        let (features, buffers) = (self.features, self.buffers);
+        let rows = self.rows(op.writes());
+        if rows == 0 {
+            return vec![];
+        }
+        let dispatch = match *op {
+            Op::Embed { table, scale, output } => {
+                embed::embed(features, &buffers.weight_of(table), scale.0, buffers.view(output), self.batch.tokens, rows)
+            }
+            Op::RmsNorm { input, weight, epsilon, output } => {
+                let weight = buffers.weight_of(weight);
+                let (input, output) = (buffers.view(input), buffers.view(output));
+                rms_norm::rms_norm(features, input, weight.address, weight.columns, epsilon.0, output, rows)
+            }
+            Op::Rope { values, head_dim, base, position_divisor } => {
+                let tables = self.ropes[&Rope { head_dim, base, position_divisor }];
+                rope(features, buffers.view(values), head_dim, tables, self.batch.tokens, rows)
+            }
+            Op::CacheWrite { input, cache } => {
+                let (shape, address) = buffers.cache_of(cache);
+                cache_write(features, shape, buffers.view(input), address, self.batch.tokens, rows)
+            }
+            Op::GeluMul { gate, up, output } => {
+                gelu_mul::gelu_mul(features, buffers.view(gate), buffers.view(up), buffers.view(output), rows)
+            }
+            Op::Add { input, output } => add::add(features, buffers.view(input), buffers.view(output), rows),
+            Op::SelectOutputs { input, output } => {
+                let (input, output) = (buffers.view(input), buffers.view(output));
+                select_outputs::select_outputs(features, input, output, self.batch.outputs, rows)
+            }
+            Op::Linear { .. } | Op::Attention { .. } => unreachable!("they have steps of their own"),
+        };
+        vec![dispatch]
+    }
+
+    fn convert(&self, input: BufferId, form: Form) -> Vec<Dispatch> {
+        let rows = self.rows(input);
+        match form {
+            Form::Floats => vec![],
+            _ if rows == 0 => vec![],
+            Form::Quants => {
+                vec![quantize::quantize(self.features, self.buffers.view(input), self.buffers.quants(input), rows)]
+            }
+            Form::Halfs => vec![],
+        }
+    }
+
+    fn input(&self, input: BufferId, form: Form) -> Input {
+        match form {
+            Form::Quants => Input::Quantized(self.buffers.quants(input)),
+            Form::Floats | Form::Halfs => Input::Floats(self.buffers.view(input)),
+        }
+    }
+
+    fn linear(&self, parts: &[(BufferId, BufferId)], input: BufferId, form: Form) -> Vec<Dispatch> {
+        let rows = self.rows(input);
+        let parts: Vec<(Weight, View)> = parts
+            .iter()
+            .map(|&(weight, output)| (self.buffers.weight_of(weight), self.buffers.view(output)))
+            .collect();
+        let (first, _) = parts[0];
+        let all: usize = parts.iter().map(|(weight, _)| weight.rows).sum();
+        (0..rows)
+            .step_by(COLUMNS_MAX)
+            .map(|start| {
+                let columns = COLUMNS_MAX.min(rows - start);
+                let tiling = tiling(self.features, all, first.units(), columns);
+                let parts: Vec<_> =
+                    parts.iter().map(|&(weight, output)| (weight, output.from_row(start))).collect();
+                let input = match self.input(input, form) {
+                    Input::Floats(view) => Input::Floats(view.from_row(start)),
+                    quantized @ Input::Quantized(_) => quantized,
+                };
+                matvec(self.features, &parts, input, columns, tiling)
+            })
+            .collect()
+    }
+
+    fn gate_up(
+        &self,
+        [gate, up]: [BufferId; 2],
+        input: BufferId,
+        output: BufferId,
+        form: Form,
+        forms: Forms,
+    ) -> Vec<Dispatch> {
+        let rows = self.rows(input);
+        if rows == 0 {
+            return vec![];
+        }
+        let (gate, up) = (self.buffers.weight_of(gate), self.buffers.weight_of(up));
+        let target = match forms.quants {
+            true => Gated::Quantized(self.buffers.quants(output)),
+            false => Gated::Floats(self.buffers.view(output)),
+        };
+        let tiling = gated_tiling(self.features);
+        let product = gate_up(self.features, gate, up, self.input(input, form), target, rows, tiling);
+        // The kernel writes one form; a second one is rare.
+        let again = Gated::Floats(self.buffers.view(output));
+        let floats = (forms.quants && forms.floats)
+            .then(|| gate_up(self.features, gate, up, self.input(input, form), again, rows, tiling));
+        std::iter::once(product).chain(floats).collect()
+    }
+
+    fn head_prepare(
+        &self,
+        (query, query_norm): (BufferId, Norm),
+        (key, key_norm): (BufferId, Norm),
+        value: BufferId,
+        [keys, values]: [BufferId; 2],
+        rope: Rope,
+    ) -> Vec<Dispatch> {
+        let (shape, keys) = self.buffers.cache_of(keys);
+        let (_, values) = self.buffers.cache_of(values);
+        let arguments = HeadPrepare {
+            query: self.buffers.view(query),
+            key: self.buffers.view(key),
+            value: self.buffers.view(value),
+            query_weight: self.scale(query_norm).weight,
+            key_weight: self.scale(key_norm).weight,
+            epsilon: query_norm.1.0,
+            head_dim: rope.head_dim,
+            tables: self.ropes[&rope],
+            tokens: self.batch.tokens,
+            cache: shape,
+            keys,
+            values,
+        };
+        vec![head_prepare(self.features, &arguments, self.counts.tokens)]
+    }
+}
