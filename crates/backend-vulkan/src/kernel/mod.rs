@@ -4,6 +4,10 @@
 //! read whole vectors. Kernels never write other values there.
 
 pub(crate) mod add;
+pub(crate) mod attention;
+pub(crate) mod cache_write;
+pub(crate) mod head_prepare;
+pub(crate) mod rope;
 
 use crate::features::Features;
 use crate::pipeline::Kernel;
