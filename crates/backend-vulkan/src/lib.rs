@@ -7,11 +7,72 @@ mod features;
 mod kernel;
 mod lab;
 mod layout;
+mod loaded;
 mod memory;
+mod pace;
 mod pipeline;
 mod place;
 mod plan;
+mod record;
 mod upload;
 
 pub use context::DeviceInfo;
 pub use features::{DeviceKind, Features, MatrixShape};
+
+use std::sync::Arc;
+
+use tensor::{Backend, BackendError, Capabilities, DType, LoadOptions, Loaded, Program, WeightSource};
+
+use context::Context;
+
+/// A device that Vulkan lists.
+pub struct VulkanBackend {
+    context: Arc<Context>,
+}
+
+impl VulkanBackend {
+    /// Opens the device of a number, or the best one.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] without Vulkan or without such a device; [`BackendError::Device`] if it can't be
+    /// opened.
+    pub fn open(index: Option<usize>) -> Result<VulkanBackend, BackendError> {
+        Ok(VulkanBackend { context: Context::open(index)? })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &DeviceInfo {
+        &self.context.info
+    }
+}
+
+/// All devices that Vulkan lists, usable or not.
+///
+/// # Errors
+/// That there is no Vulkan, in words.
+pub fn devices() -> Result<Vec<DeviceInfo>, String> {
+    let instance = context::Instance::new()?;
+    Ok(instance.devices().into_iter().map(|(_, info)| info).collect())
+}
+
+impl Backend for VulkanBackend {
+    fn capabilities(&self) -> Capabilities {
+        let features = self.context.features();
+        Capabilities {
+            description: format!("{} ({})", features.name, features.driver),
+            weight_dtypes: DType::ALL.to_vec(),
+            cache_dtypes: vec![DType::F32, DType::F16, DType::Q8_0],
+            memory_bytes: memory::available(&self.context),
+            decodes: false,
+        }
+    }
+
+    fn load(
+        &self,
+        program: &Program,
+        weights: &dyn WeightSource,
+        options: &LoadOptions,
+    ) -> Result<Box<dyn Loaded>, BackendError> {
+        Ok(Box::new(loaded::VulkanLoaded::load(&self.context, program, weights, options)?))
+    }
+}

@@ -7,31 +7,12 @@ use tensor::backend::cache_positions;
 use tensor::{BackendError, BufferId, BufferKind, DType, LoadOptions, MemoryUse, Program, Rows};
 
 use crate::context::Context;
+use crate::kernel::cache_write::CacheShape;
 use crate::kernel::matvec::COLUMNS_MAX;
 use crate::kernel::{Quantized, View, pitch};
-use crate::layout::{Weight, row_bytes};
+use crate::layout::Weight;
 use crate::memory::{Arena, Place, Slice};
 use crate::plan::{Form, Forms, Step};
-
-/// Keys or values of one layer: `[sequences, positions, row]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cache {
-    /// Address of the first row.
-    pub(crate) address: u64,
-    /// Format of a row.
-    pub(crate) dtype: DType,
-    /// Elements of a row.
-    pub(crate) width: usize,
-    /// Rows of a sequence: position `p` lies in row `p % positions`.
-    pub(crate) positions: usize,
-}
-
-impl Cache {
-    /// Bytes from one row to the next.
-    pub(crate) fn row_bytes(&self) -> usize {
-        row_bytes(self.dtype, self.width)
-    }
-}
 
 /// A buffer on the device.
 #[derive(Clone, Copy, Debug)]
@@ -40,8 +21,8 @@ pub(crate) enum Placed {
     Weight(Weight, Slice),
     /// Activations, and where their other forms go, if there are any.
     Scratch { view: View, slice: Slice, rows: Rows, quants: Option<Quantized>, halfs: Option<u64> },
-    /// Keys or values.
-    Cache(Cache),
+    /// Keys or values of one layer, and their address.
+    Cache(CacheShape, u64),
 }
 
 /// All buffers of a program.
@@ -133,10 +114,10 @@ impl Buffers {
         positions: usize,
         sequences: usize,
     ) -> Result<Placed, BackendError> {
-        let bytes = row_bytes(dtype, width) * positions * sequences;
-        let slice = self.arena.allocate(bytes as u64, "the caches")?;
+        let shape = CacheShape { dtype, width, ring: positions };
+        let slice = self.arena.allocate(shape.bytes(sequences), "the caches")?;
         self.used.caches += slice.size;
-        Ok(Placed::Cache(Cache { address: slice.address, dtype, width, positions }))
+        Ok(Placed::Cache(shape, slice.address))
     }
 
     /// Where a buffer lies.
@@ -151,7 +132,7 @@ impl Buffers {
     pub(crate) fn weight_of(&self, id: BufferId) -> Weight {
         match self.get(id) {
             Placed::Weight(weight, _) => weight,
-            Placed::Scratch { .. } | Placed::Cache(_) => unreachable!("programs are checked"),
+            Placed::Scratch { .. } | Placed::Cache(..) => unreachable!("programs are checked"),
         }
     }
 
@@ -162,7 +143,7 @@ impl Buffers {
     pub(crate) fn view(&self, id: BufferId) -> View {
         match self.get(id) {
             Placed::Scratch { view, .. } => view,
-            Placed::Weight(..) | Placed::Cache(_) => unreachable!("programs are checked"),
+            Placed::Weight(..) | Placed::Cache(..) => unreachable!("programs are checked"),
         }
     }
 
@@ -177,13 +158,13 @@ impl Buffers {
         }
     }
 
-    /// A cache.
+    /// A cache's shape and address.
     ///
     /// # Panics
     /// As [`Buffers::weight_of`].
-    pub(crate) fn cache_of(&self, id: BufferId) -> Cache {
+    pub(crate) fn cache_of(&self, id: BufferId) -> (CacheShape, u64) {
         match self.get(id) {
-            Placed::Cache(cache) => cache,
+            Placed::Cache(shape, address) => (shape, address),
             Placed::Weight(..) | Placed::Scratch { .. } => unreachable!("programs are checked"),
         }
     }

@@ -281,7 +281,8 @@ impl Planner<'_> {
         let same = (head_dim, base, position_divisor) == (key_dim, key_base, key_divisor);
         let whole_heads = self.width(query_weight) == head_dim && self.width(key_weight) == head_dim;
         let distinct = query != key && value != key && value != query;
-        if !in_place || !same || !whole_heads || !distinct || !self.is_gone(at + 6, key) {
+        let supported = query_epsilon == key_epsilon && head_dim.is_multiple_of(PADDING);
+        if !supported || !in_place || !same || !whole_heads || !distinct || !self.is_gone(at + 6, key) {
             return None;
         }
         let step = Step::HeadPrepare {

@@ -156,6 +156,8 @@ impl Recorder<'_> {
             .collect();
         let (first, _) = parts[0];
         let all: usize = parts.iter().map(|(weight, _)| weight.rows).sum();
+        let reads = vec![self.input(input, form).address()];
+        let writes: Vec<u64> = parts.iter().map(|(_, output)| output.address).collect();
         (0..rows)
             .step_by(COLUMNS_MAX)
             .map(|start| {
@@ -167,7 +169,11 @@ impl Recorder<'_> {
                     Input::Floats(view) => Input::Floats(view.from_row(start)),
                     quantized @ Input::Quantized(_) => quantized,
                 };
-                matvec(self.features, &parts, input, columns, tiling)
+                let mut dispatch = matvec(self.features, &parts, input, columns, tiling);
+                // Hazards know buffers by their first row.
+                dispatch.reads = reads.clone();
+                dispatch.writes = writes.clone();
+                dispatch
             })
             .collect()
     }
@@ -223,5 +229,11 @@ impl Recorder<'_> {
             values,
         };
         vec![head_prepare(self.features, &arguments, self.counts.tokens)]
+    }
+}
+
+impl Recorder<'_> {
+    fn attention(&self, _op: &Op, _forms: Forms) -> Vec<Dispatch> {
+        vec![]
     }
 }

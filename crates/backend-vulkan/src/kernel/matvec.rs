@@ -121,7 +121,8 @@ pub(crate) fn gate_up(
 }
 
 impl Input {
-    fn address(self) -> u64 {
+    /// The buffer's name in hazards.
+    pub(crate) fn address(self) -> u64 {
         match self {
             Input::Floats(view) => view.address,
             Input::Quantized(quantized) => quantized.values,

@@ -4,12 +4,16 @@
 //! read whole vectors. Kernels never write other values there.
 
 pub(crate) mod add;
+pub(crate) mod attention;
+pub(crate) mod cache_write;
 pub(crate) mod embed;
 pub(crate) mod gelu_mul;
+pub(crate) mod head_prepare;
 pub(crate) mod matvec;
 pub(crate) mod norm;
 pub(crate) mod quantize;
 pub(crate) mod rms_norm;
+pub(crate) mod rope;
 pub(crate) mod select_outputs;
 
 use crate::features::Features;

@@ -1,0 +1,119 @@
+// Rows of cached keys or values: `[sequences][RING][row]`, where position p lies in row `p % RING`.
+//
+// A row is padded to lines of 16 bytes. F32 and F16: the elements. Q8_0: all 8-bit values, then the f16 scale of each
+// block of 32. Offsets count lines, so that 31 bits reach 32 GiB.
+
+layout(constant_id = 2) const uint CACHE_WIDTH = 128; // elements of a row; a multiple of 32 in Q8_0
+layout(constant_id = 3) const uint RING = 1024;       // rows of a sequence
+
+struct FloatLine { float at[4]; };
+struct HalfLine { float16_t at[8]; };
+struct ByteLine { int8_t at[16]; };
+layout(buffer_reference, scalar, buffer_reference_align = 16) buffer FloatLines { FloatLine at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 16) buffer HalfLines { HalfLine at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 16) buffer ByteLines { ByteLine at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 8) buffer HalfFours { f16vec4 at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer ByteFours { i8vec4 at[]; };
+
+// VECTOR: elements in one line of values.
+#if defined(CACHE_F32)
+#define VECTOR 4
+const uint ROW_LINES = (CACHE_WIDTH + 3) / 4;
+#elif defined(CACHE_F16)
+#define VECTOR 8
+const uint ROW_LINES = (CACHE_WIDTH + 7) / 8;
+#elif defined(CACHE_Q8_0)
+#define VECTOR 16
+const uint ROW_LINES = (CACHE_WIDTH + CACHE_WIDTH / 32 * 2 + 15) / 16;
+#endif
+
+// The first line of a position's row.
+uint cache_line(uint sequence, uint position) {
+    return (sequence * RING + position % RING) * ROW_LINES;
+}
+
+#if defined(CACHE_Q8_0)
+float cache_scale(Uvec4s cache, uint line, uint column) {
+    const uint block = column / 32;
+    return float(HalfLines(cache).at[line + CACHE_WIDTH / 16 + block / 8].at[block % 8]);
+}
+#endif
+
+// One element.
+float cache_element(Uvec4s cache, uint line, uint column) {
+#if defined(CACHE_F32)
+    return FloatLines(cache).at[line + column / 4].at[column % 4];
+#elif defined(CACHE_F16)
+    return float(HalfLines(cache).at[line + column / 8].at[column % 8]);
+#elif defined(CACHE_Q8_0)
+    return float(int(ByteLines(cache).at[line + column / 16].at[column % 16])) * cache_scale(cache, line, column);
+#endif
+}
+
+// Four elements from a column that is a multiple of 4.
+vec4 cache_four(Uvec4s cache, uint line, uint column) {
+#if defined(CACHE_F32)
+    return Vec4s(cache).at[line + column / 4];
+#elif defined(CACHE_F16)
+    return vec4(HalfFours(cache).at[line * 2 + column / 4]);
+#elif defined(CACHE_Q8_0)
+    return vec4(ByteFours(cache).at[line * 4 + column / 4]) * cache_scale(cache, line, column);
+#endif
+}
+
+// VECTOR elements as they lie in the cache, in one load of 16 bytes, and what they are multiplied by.
+struct Raw {
+    uvec4 bits;
+#if defined(CACHE_Q8_0)
+    float scale;
+#endif
+};
+
+// From a column that is a multiple of VECTOR.
+Raw cache_fetch(Uvec4s cache, uint line, uint column) {
+    Raw raw;
+    raw.bits = cache.at[line + column / VECTOR];
+#if defined(CACHE_Q8_0)
+    raw.scale = cache_scale(cache, line, column);
+#endif
+    return raw;
+}
+
+// Elements 4·i to 4·i + 3 of a vector.
+vec4 cache_decode(Raw raw, uint i) {
+#if defined(CACHE_F32)
+    return uintBitsToFloat(raw.bits);
+#elif defined(CACHE_F16)
+    return vec4(unpackHalf2x16(raw.bits[2 * i]), unpackHalf2x16(raw.bits[2 * i + 1]));
+#elif defined(CACHE_Q8_0)
+    return vec4(unpack8(int(raw.bits[i]))) * raw.scale;
+#endif
+}
+
+// To the nearest integer, halves away from zero.
+vec4 round_away(vec4 x) {
+    const vec4 whole = trunc(x);
+    return whole + mix(vec4(0), sign(x), greaterThanEqual(abs(x - whole), vec4(0.5)));
+}
+
+// Writes four elements at a column that is a multiple of 4. In Q8_0 eight neighbouring lanes write a block of 32
+// together, its first elements in a lane that is a multiple of 8.
+void cache_store(Uvec4s cache, uint line, uint column, vec4 x) {
+#if defined(CACHE_F32)
+    Vec4s(cache).at[line + column / 4] = x;
+#elif defined(CACHE_F16)
+    HalfFours(cache).at[line * 2 + column / 4] = f16vec4(x);
+#elif defined(CACHE_Q8_0)
+    float largest = max(max(abs(x.x), abs(x.y)), max(abs(x.z), abs(x.w)));
+    largest = max(largest, subgroupShuffleXor(largest, 1));
+    largest = max(largest, subgroupShuffleXor(largest, 2));
+    largest = max(largest, subgroupShuffleXor(largest, 4));
+    const float scale = largest / 127.0;
+    const float inverse = scale > 0.0 ? 1.0 / scale : 0.0;
+    ByteFours(cache).at[line * 4 + column / 4] = i8vec4(round_away(clamp(x * inverse, -127.0, 127.0)));
+    if (column % 32 == 0) {
+        const uint block = column / 32;
+        HalfLines(cache).at[line + CACHE_WIDTH / 16 + block / 8].at[block % 8] = float16_t(scale);
+    }
+#endif
+}

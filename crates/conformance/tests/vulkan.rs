@@ -1,0 +1,89 @@
+//! The Vulkan backend on the best device of this machine, or the one that `LAPIDARY_VULKAN_DEVICE` numbers.
+
+use backend_vulkan::VulkanBackend;
+use conformance::{Subject, assert_cases};
+
+/// Runs the cases of a prefix, or says why not.
+fn check(prefix: &str) {
+    let index = std::env::var("LAPIDARY_VULKAN_DEVICE").ok().and_then(|number| number.parse().ok());
+    match VulkanBackend::open(index) {
+        Ok(backend) => assert_cases(prefix, &[Subject { name: "vulkan", backend: &backend }]),
+        Err(error) => eprintln!("skipped: {error}"),
+    }
+}
+
+#[test]
+fn embed() {
+    check("embed");
+}
+
+#[test]
+fn rms_norm() {
+    check("rms_norm");
+}
+
+#[test]
+fn linear_in_floats() {
+    for prefix in ["linear/f32", "linear/f16", "linear/bf16"] {
+        check(prefix);
+    }
+}
+
+#[test]
+fn linear_in_blocks_of_32() {
+    for prefix in ["linear/q4_0", "linear/q4_1", "linear/q5_0", "linear/q5_1", "linear/q8_0"] {
+        check(prefix);
+    }
+}
+
+#[test]
+fn linear_in_blocks_of_256() {
+    for prefix in ["linear/q2_k", "linear/q3_k", "linear/q4_k", "linear/q5_k", "linear/q6_k"] {
+        check(prefix);
+    }
+}
+
+#[test]
+fn rope() {
+    check("rope");
+}
+
+#[test]
+fn cache_write() {
+    check("cache_write");
+}
+
+#[test]
+fn attention() {
+    check("attention");
+}
+
+#[test]
+fn gelu_mul() {
+    check("gelu_mul");
+}
+
+#[test]
+fn add() {
+    check("add");
+}
+
+#[test]
+fn select_outputs() {
+    check("select_outputs");
+}
+
+#[test]
+fn layer() {
+    check("layer");
+}
+
+#[test]
+fn contract() {
+    check("contract");
+}
+
+#[test]
+fn decode() {
+    check("decode");
+}
