@@ -1,6 +1,6 @@
-//! [`tensor::Loaded::decode`], on backends that decode: every token has to be the one that [`tensor::reference::sample`]
-//! chooses from the same backend's own logits, which a second load of it gives pass by pass. Nothing is rounded
-//! differently, so there is no bound.
+//! [`tensor::Loaded::decode`], on backends that decode: every token has to be the one that
+//! [`tensor::reference::sample`] chooses from the same backend's own logits, which a second load of it gives pass by
+//! pass. Nothing is rounded differently, so there is no bound.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -137,8 +137,9 @@ fn special_row(row: usize, vocabulary: usize) -> Vec<f32> {
 /// More tokens than one workgroup of a GPU looks at.
 fn wide(subjects: &[Subject<'_>]) -> Result<(), Failure> {
     let mut model = table_model("table, 70001 tokens", 70_001, 32, 40_000);
-    model.experiment.options.context_max = 14;
-    check(subjects, &model, &MODES[..1], &samplings())
+    model.experiment.options.context_max = 10;
+    let samplings = [1, 3, 5, 7].map(|index| samplings()[index]);
+    check(subjects, &model, &MODES[..1], &samplings)
 }
 
 /// Runs one and three texts with each sampling on the subjects that decode.

@@ -74,8 +74,9 @@ pub struct LoadOptions {
 
 impl LoadOptions {
     /// Positions of a sequence that [`Loaded::decode`] may write to the caches beyond those that it accounts for: 64,
-    /// or half of `tokens_max` (rounded up) if that is less. The caches of local layers keep a window and `tokens_max - 1` positions
-    /// more, so they still hold what the next token sees, and a caller can go back in a text by what is left of these.
+    /// or half of `tokens_max` (rounded up) if that is less. The caches of local layers keep a window and
+    /// `tokens_max - 1` positions more, so they still hold what the next token sees, and a caller can go back in a text
+    /// by what is left of these.
     pub fn run_ahead_max(&self) -> usize {
         self.tokens_max.div_ceil(2).min(64)
     }
