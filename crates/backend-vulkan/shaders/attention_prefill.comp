@@ -7,7 +7,7 @@
 #include "types.glsl"
 #include "attention.glsl"
 
-layout(constant_id = 7) const uint HEADS = 1; // 1 or 2; WORKGROUP is 128 times it
+layout(constant_id = 5) const uint HEADS = 1; // 1 or 2; WORKGROUP is 128 times it
 const uint TOKENS = 32;
 const uint KEYS = 64;
 const uint DEPTH = 16; // elements of queries and keys in shared memory at a time
@@ -24,6 +24,8 @@ layout(push_constant, scalar) uniform Push {
     Floats target;
     Uvec4s tiles; // {first token, tokens, position of the first, sequence}
     uint pitch;   // elements from one row of queries and results to the next
+    uint ring;    // rows of a sequence in the caches
+    uint window;  // positions that a token sees, itself included
     float scale;  // times log2(e)
 } p;
 
@@ -65,6 +67,7 @@ void main() {
     const uvec4 tile = p.tiles.at[gl_WorkGroupID.x];
     const uint first_head = gl_WorkGroupID.y * HEADS;
     const uint cached_column = first_head / GROUP * HEAD_DIM;
+    const uint first_row = tile.w * p.ring;
     const uint last = tile.z + tile.y - 1;
 
     // In the products: rows 4·row_four to 4·row_four + 3, and a block of 4 columns.
@@ -86,17 +89,18 @@ void main() {
         result[i] = vec4(0);
     }
 
-    for (uint start = first_visible(tile.z); start <= last; start += KEYS) {
+    for (uint start = first_visible(tile.z, p.window); start <= last; start += KEYS) {
         // Scores.
+        const uint ring_start = start % p.ring;
         vec4 score[4] = vec4[4](vec4(0), vec4(0), vec4(0), vec4(0));
-        for (uint depth = 0; depth < HEAD_DIM; depth += DEPTH) {
+        [[dont_unroll]] for (uint depth = 0; depth < HEAD_DIM; depth += DEPTH) {
             const vec4 query = query_four(query_start, depth + quarter * 4) * p.scale;
             [[unroll]] for (uint j = 0; j < 4; j++) {
                 query_part[(quarter * 4 + j) * ROW_STRIDE + row / 4][row % 4] = query[j];
             }
-            for (uint i = thread; i < KEYS * 4; i += WORKGROUP) {
+            [[dont_unroll]] for (uint i = thread; i < KEYS * 4; i += WORKGROUP) {
                 const uint key = i / 4;
-                const uint line = cache_line(tile.w, min(start + key, last));
+                const uint line = (first_row + wrap(ring_start + min(key, last - start), p.ring)) * ROW_LINES;
                 const vec4 four = cached_four(p.keys, line, cached_column, depth + i % 4 * 4);
                 [[unroll]] for (uint j = 0; j < 4; j++) {
                     cached_part[(i % 4 * 4 + j) * KEY_STRIDE + key / 4][key % 4] = four[j];
@@ -104,11 +108,13 @@ void main() {
             }
             barrier();
             if (is_live) {
-                [[unroll]] for (uint k = 0; k < DEPTH; k++) {
-                    const vec4 rows = query_part[k * ROW_STRIDE + row_four];
-                    const vec4 keys = cached_part[k * KEY_STRIDE + column_four];
-                    [[unroll]] for (uint r = 0; r < 4; r++) {
-                        score[r] += rows[r] * keys;
+                [[dont_unroll]] for (uint k = 0; k < DEPTH; k += 4) {
+                    [[unroll]] for (uint j = 0; j < 4; j++) {
+                        const vec4 rows = query_part[(k + j) * ROW_STRIDE + row_four];
+                        const vec4 keys = cached_part[(k + j) * KEY_STRIDE + column_four];
+                        [[unroll]] for (uint r = 0; r < 4; r++) {
+                            score[r] += rows[r] * keys;
+                        }
                     }
                 }
             }
@@ -126,7 +132,7 @@ void main() {
         [[unroll]] for (uint i = 0; i < KEYS / 4; i++) {
             const uint key = i * 4 + quarter;
             const uint position = start + key;
-            const bool is_visible = row_is_live && position <= row_position && row_position - position < WINDOW;
+            const bool is_visible = row_is_live && position <= row_position && row_position - position < p.window;
             weights[i] = is_visible ? scores[key * ROW_STRIDE + row / 4][row % 4] : 2.0 * LOWEST;
             largest = max(largest, weights[i]);
         }
@@ -153,18 +159,20 @@ void main() {
             result[i] *= factor_four[i % 4];
         }
         [[unroll]] for (uint chunk = 0; chunk < CHUNKS; chunk++) {
-            for (uint part = 0; part < KEYS; part += 32) {
-                for (uint i = thread; i < 32 * 16; i += WORKGROUP) {
-                    const uint line = cache_line(tile.w, min(start + part + i / 16, last));
+            [[dont_unroll]] for (uint part = 0; part < KEYS; part += 32) {
+                [[dont_unroll]] for (uint i = thread; i < 32 * 16; i += WORKGROUP) {
+                    const uint line = (first_row + wrap(ring_start + min(part + i / 16, last - start), p.ring)) * ROW_LINES;
                     cached_part[i] = cached_four(p.values, line, cached_column, chunk * 64 + i % 16 * 4);
                 }
                 barrier();
                 if (is_live) {
-                    [[unroll]] for (uint key = 0; key < 32; key++) {
-                        const vec4 rows = scores[(part + key) * ROW_STRIDE + row_four];
-                        const vec4 values = cached_part[key * 16 + column_four];
-                        [[unroll]] for (uint r = 0; r < 4; r++) {
-                            result[chunk * 4 + r] += rows[r] * values;
+                    [[dont_unroll]] for (uint key = 0; key < 32; key += 4) {
+                        [[unroll]] for (uint j = 0; j < 4; j++) {
+                            const vec4 rows = scores[(part + key + j) * ROW_STRIDE + row_four];
+                            const vec4 values = cached_part[(key + j) * 16 + column_four];
+                            [[unroll]] for (uint r = 0; r < 4; r++) {
+                                result[chunk * 4 + r] += rows[r] * values;
+                            }
                         }
                     }
                 }

@@ -1,10 +1,9 @@
-// Rows of cached keys or values: `[sequences][RING][row]`, where position p lies in row `p % RING`.
+// Rows of cached keys or values: `[sequences][ring][row]`, where position p lies in row `p % ring`.
 //
 // A row is padded to lines of 16 bytes. F32 and F16: the elements. Q8_0: all 8-bit values, then the f16 scale of each
 // block of 32. Offsets count lines, so that 31 bits reach 32 GiB.
 
 layout(constant_id = 2) const uint CACHE_WIDTH = 128; // elements of a row; a multiple of 32 in Q8_0
-layout(constant_id = 3) const uint RING = 1024;       // rows of a sequence
 
 struct FloatLine { float at[4]; };
 struct HalfLine { float16_t at[8]; };
@@ -28,8 +27,8 @@ const uint ROW_LINES = (CACHE_WIDTH + CACHE_WIDTH / 32 * 2 + 15) / 16;
 #endif
 
 // The first line of a position's row.
-uint cache_line(uint sequence, uint position) {
-    return (sequence * RING + position % RING) * ROW_LINES;
+uint cache_line(uint sequence, uint ring, uint position) {
+    return (sequence * ring + position % ring) * ROW_LINES;
 }
 
 #if defined(CACHE_Q8_0)

@@ -9,6 +9,7 @@ layout(push_constant, scalar) uniform Push {
     Uvec4s cache;
     Uvec4s tokens; // {token, position, sequence, 0}
     uint pitch;    // vec4s from one row of the source to the next
+    uint ring;
 } p;
 
 void main() {
@@ -17,6 +18,6 @@ void main() {
     if (column < CACHE_WIDTH) {
         const uvec4 token = p.tokens.at[gl_WorkGroupID.y];
         const vec4 x = p.source.at[gl_WorkGroupID.y * p.pitch + column / 4];
-        cache_store(p.cache, cache_line(token.z, token.y), column, x);
+        cache_store(p.cache, cache_line(token.z, p.ring, token.y), column, x);
     }
 }

@@ -6,9 +6,9 @@
 #include "types.glsl"
 #include "cache.glsl"
 
-layout(constant_id = 4) const uint HEAD_DIM = 128; // a multiple of 4
-layout(constant_id = 5) const uint HEADS = 2;
-layout(constant_id = 6) const uint KV_HEADS = 1;
+layout(constant_id = 3) const uint HEAD_DIM = 128; // a multiple of 4
+layout(constant_id = 4) const uint HEADS = 2;
+layout(constant_id = 5) const uint KV_HEADS = 1;
 const uint HALF = HEAD_DIM / 2;
 const uint PAIRS = (HALF + SUBGROUP - 1) / SUBGROUP; // of a lane
 
@@ -26,6 +26,7 @@ layout(push_constant, scalar) uniform Push {
     uint query_pitch;    // elements from one row to the next
     uint key_pitch;
     uint value_pitch;
+    uint ring;
     float epsilon;
 } p;
 
@@ -89,7 +90,7 @@ void main() {
         }
     }
     barrier();
-    const uint line = cache_line(token.z, token.y);
+    const uint line = cache_line(token.z, p.ring, token.y);
     for (uint i = gl_SubgroupInvocationID * 4; i < HEAD_DIM; i += SUBGROUP * 4) {
         const uint from = gl_SubgroupID * HEAD_DIM + i;
         const vec4 four = vec4(heads[from], heads[from + 1], heads[from + 2], heads[from + 3]);

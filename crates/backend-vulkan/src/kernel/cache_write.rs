@@ -48,7 +48,7 @@ impl CacheShape {
 
     /// The constants of `cache.glsl`.
     pub(super) fn constants(self) -> Vec<u32> {
-        vec![self.width as u32, self.ring as u32]
+        vec![self.width as u32]
     }
 }
 
@@ -65,10 +65,11 @@ pub(crate) fn cache_write(
     assert_eq!(input.width, shape.width);
     let kernel = kernel(features, shape.shader("cache_write"), shape.constants());
     let fours = input.width.div_ceil(4);
+    let push = Push::default().address(input.address).address(cache).address(tokens);
     Dispatch {
         groups: [fours.div_ceil(kernel.workgroup as usize) as u32, rows as u32, 1],
         kernel,
-        push: Push::default().address(input.address).address(cache).address(tokens).number(input.pitch() / 4),
+        push: push.number(input.pitch() / 4).number(shape.ring),
         reads: vec![input.address, tokens],
         writes: vec![cache],
         bytes: (rows * (4 * input.width + shape.row_bytes())) as u64,
@@ -112,8 +113,7 @@ pub(super) mod tests {
                 let bytes = shape.bytes(sequences) as usize;
                 let cache = lab.upload(&vec![0x5a; bytes]).unwrap();
                 let tokens = lab.upload(&token_table(&places)).unwrap();
-                let dispatch =
-                    cache_write(lab.features(), shape, input, cache.address, tokens.address, places.len());
+                let dispatch = cache_write(lab.features(), shape, input, cache.address, tokens.address, places.len());
                 lab.run(&[dispatch]).unwrap();
                 let found = lab.download(cache, bytes).unwrap();
                 let mut expected = vec![0.0; values.len()];

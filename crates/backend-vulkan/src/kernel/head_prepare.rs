@@ -61,10 +61,10 @@ pub(crate) fn head_prepare(features: &Features, a: &HeadPrepare, rows: usize) ->
     let push = Push::default().address(a.query.address).address(a.key.address).address(a.value.address);
     let push = push.address(a.query_weight).address(a.key_weight).address(a.tables.fine).address(a.tables.coarse);
     let push = push.address(a.tokens).address(a.keys).address(a.values);
-    let push = push.number(a.query.pitch()).number(a.key.pitch()).number(a.value.pitch()).float(a.epsilon);
+    let push = push.number(a.query.pitch()).number(a.key.pitch()).number(a.value.pitch()).number(a.cache.ring);
     Dispatch {
         kernel,
-        push,
+        push: push.float(a.epsilon),
         groups: [(heads + 2 * kv_heads).div_ceil(heads_per_group) as u32, rows as u32, 1],
         reads: vec![a.query.address, a.key.address, a.value.address, a.tokens],
         writes: vec![a.query.address, a.keys, a.values],

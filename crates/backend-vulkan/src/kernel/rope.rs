@@ -33,9 +33,8 @@ impl RopeTables {
     /// For positions below `context`; `base`, `divisor` and `head_dim` as in [`tensor::Op::Rope`].
     pub(crate) fn new(base: f32, divisor: f32, head_dim: usize, context: usize) -> RopeTables {
         let pairs = head_dim / 2;
-        let turns: Vec<f64> = (0..pairs)
-            .map(|i| f64::from(base).powf(-2.0 * i as f64 / head_dim as f64) / f64::from(divisor))
-            .collect();
+        let turns: Vec<f64> =
+            (0..pairs).map(|i| f64::from(base).powf(-2.0 * i as f64 / head_dim as f64) / f64::from(divisor)).collect();
         let table = |rows: usize, step: usize| {
             let angle = |(row, turn): (usize, &f64)| (row * step) as f64 * turn;
             let rows = (0..rows).flat_map(|row| turns.iter().map(move |turn| (row, turn)));

@@ -70,12 +70,16 @@ impl AttentionShape {
         (f64::from(self.scale) * std::f64::consts::LOG2_E) as f32
     }
 
+    /// The window as shaders have it: all positions are a window too.
+    fn window_or_all(&self) -> usize {
+        self.window.unwrap_or(u32::MAX as usize)
+    }
+
     /// The constants of `attention.glsl`.
     fn constants(&self) -> Vec<u32> {
         assert!(self.heads.is_multiple_of(self.kv_heads), "{} heads, {} of keys", self.heads, self.kv_heads);
-        let window = self.window.map_or(u32::MAX, |window| window as u32);
         let mut constants = self.cache().constants();
-        constants.extend([self.head_dim as u32, self.group() as u32, window]);
+        constants.extend([self.head_dim as u32, self.group() as u32]);
         constants
     }
 

@@ -66,11 +66,12 @@ fn dispatch(
     [tile_count, head_blocks, tokens]: [usize; 3],
 ) -> Dispatch {
     let push = Push::default().address(a.query).address(a.keys).address(a.values).address(a.output).address(tiles);
+    let push = push.number(shape.pitch());
     let width = shape.heads * shape.head_dim;
     Dispatch {
         kernel,
         groups: [tile_count as u32, head_blocks as u32, 1],
-        push: push.number(shape.pitch()).float(shape.scale_log2()),
+        push: push.number(shape.ring).number(shape.window_or_all()).float(shape.scale_log2()),
         reads: vec![a.query, a.keys, a.values, tiles],
         writes: vec![a.output],
         // Of the queries and results alone: how much of the caches is read only the device knows.
