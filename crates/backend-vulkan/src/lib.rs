@@ -18,6 +18,8 @@ mod upload;
 
 pub use context::DeviceInfo;
 pub use features::{DeviceKind, Features, MatrixShape};
+#[doc(hidden)]
+pub use kernel::matmul::measure as measure_matmul;
 
 use std::sync::Arc;
 

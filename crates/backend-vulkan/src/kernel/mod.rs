@@ -9,12 +9,14 @@ pub(crate) mod cache_write;
 pub(crate) mod embed;
 pub(crate) mod gelu_mul;
 pub(crate) mod head_prepare;
+pub(crate) mod matmul;
 pub(crate) mod matvec;
 pub(crate) mod norm;
 pub(crate) mod quantize;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod select_outputs;
+pub(crate) mod to_half;
 
 use crate::features::Features;
 use crate::pipeline::Kernel;

@@ -1,0 +1,235 @@
+//! [`tensor::Op::Linear`] for many tokens: products of matrices.
+
+mod measure;
+#[cfg(test)]
+mod tests;
+
+pub use measure::measure;
+
+use tensor::{DType, Precision};
+
+use super::to_half::Halves;
+use super::{View, kernel};
+use crate::dispatch::{Dispatch, Push};
+use crate::features::Features;
+use crate::layout::Weight;
+use crate::pipeline::Kernel;
+
+/// Products that one dispatch can compute.
+pub(crate) const PRODUCTS_MAX: usize = 3;
+
+/// Which kernel multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// [`matmul`]: f32 from f32 activations, on any device.
+    Plain,
+    /// [`matmul_matrix`]: matrix instructions on what [`to_half`](super::to_half::to_half) makes.
+    Matrix,
+}
+
+/// The kernel for weights of a format.
+///
+/// With [`Precision::Fast`], f16 in place of f32 rounds activations and weights by less than the contract allows for the
+/// activations alone; weights of f32 don't allow any.
+pub(crate) fn path(features: &Features, precision: Precision, dtype: DType) -> Path {
+    match (precision, dtype) {
+        (Precision::F32, _) | (Precision::Fast, DType::F32) => Path::Plain,
+        (
+            Precision::Fast,
+            DType::F16
+            | DType::BF16
+            | DType::Q4_0
+            | DType::Q4_1
+            | DType::Q5_0
+            | DType::Q5_1
+            | DType::Q8_0
+            | DType::Q2_K
+            | DType::Q3_K
+            | DType::Q4_K
+            | DType::Q5_K
+            | DType::Q6_K,
+        ) => {
+            let shape = features.matrix_f16.is_some_and(|shape| (shape.m, shape.n, shape.k) == (16, 16, 16));
+            let fits = features.workgroup_max >= 256 && matrix_subgroup(features).is_some();
+            if shape && fits { Path::Matrix } else { Path::Plain }
+        }
+    }
+}
+
+/// `output = input · weightᵀ`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Product {
+    /// `[out, columns]`.
+    pub(crate) weight: Weight,
+    /// `[tokens, out]`.
+    pub(crate) output: View,
+}
+
+/// Up to [`PRODUCTS_MAX`] products with one input, in f32. The weights have one format and one number of columns.
+pub(crate) fn matmul(features: &Features, products: &[Product], input: View, tokens: usize) -> Dispatch {
+    const OWN: usize = 4;
+    let lanes = features.workgroup_max.min(256);
+    // 16 or 8 by 16 invocations.
+    let (tile_tokens, tile_outputs) = (OWN * lanes as usize / 16, OWN * 16);
+    let weight = products[0].weight;
+    assert_eq!(input.width, weight.columns);
+    let constants = vec![tile_tokens as u32, tile_outputs as u32, OWN as u32];
+    let mut kernel = kernel(features, format!("matmul.{}", weight.dtype), constants);
+    kernel.workgroup = lanes / 16 * 16;
+    let push = push_products(Push::default().address(input.address), products).number(tokens);
+    let push = push.number(input.pitch() / 4).number(weight.pitch()).number(weight.units());
+    Dispatch {
+        groups: [tokens.div_ceil(tile_tokens) as u32, tiles(products, tile_outputs), 1],
+        kernel,
+        push: push.number(weight.columns.div_ceil(32)),
+        reads: vec![input.address],
+        writes: products.iter().map(|product| product.output.address).collect(),
+        bytes: bytes(products, 4 * input.width, tokens),
+        operations: operations(products, tokens),
+        label: label("matmul", products, tokens),
+    }
+}
+
+/// How [`matmul_matrix`] divides a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tile {
+    /// Tokens of a workgroup.
+    pub(crate) tokens: usize,
+    /// Outputs of a workgroup.
+    pub(crate) outputs: usize,
+    /// Columns that are brought into shared memory at a time: a multiple of 32.
+    pub(crate) step: usize,
+    /// Tokens and outputs of a subgroup.
+    pub(crate) sub: (usize, usize),
+    /// Tiles in shared memory: 1, or 2 to fill one while the other is read.
+    pub(crate) buffers: usize,
+    /// Slices of the columns that are summed by workgroups of their own, for products of few tiles.
+    pub(crate) slices: usize,
+}
+
+impl Tile {
+    /// Bytes of shared memory.
+    pub(crate) fn shared_bytes(self) -> usize {
+        self.buffers * (self.tokens + self.outputs) * (self.step / 8 + 1) * 16
+    }
+
+    /// Subgroups of a workgroup.
+    pub(crate) fn subgroups(self) -> usize {
+        self.tokens / self.sub.0 * (self.outputs / self.sub.1)
+    }
+}
+
+/// Lanes of the subgroups that multiply matrices.
+fn matrix_subgroup(features: &Features) -> Option<u32> {
+    let (fewest, most) = features.subgroup_range;
+    [features.subgroup, 32, 64].into_iter().find(|size| [32, 64].contains(size) && (fewest..=most).contains(size))
+}
+
+/// The tile for a number of tokens.
+pub(crate) fn tile(features: &Features, tokens: usize) -> Tile {
+    let wide = matrix_subgroup(features) == Some(64);
+    match (tokens, wide) {
+        (..=64, false) => Tile { tokens: 64, outputs: 128, step: 32, sub: (32, 32), buffers: 2, slices: 1 },
+        (..=64, true) => Tile { tokens: 64, outputs: 128, step: 32, sub: (32, 64), buffers: 2, slices: 1 },
+        (_, false) => Tile { tokens: 128, outputs: 128, step: 32, sub: (64, 32), buffers: 2, slices: 1 },
+        (_, true) => Tile { tokens: 128, outputs: 128, step: 32, sub: (64, 64), buffers: 2, slices: 1 },
+    }
+}
+
+/// Up to [`PRODUCTS_MAX`] products with one input, with matrix instructions. The weights have one format, which is not
+/// f32, and one number of columns. A product of several slices is the only one, and needs scratch memory for all slices,
+/// each of the output's size.
+pub(crate) fn matmul_matrix(
+    features: &Features,
+    products: &[Product],
+    input: Halves,
+    tokens: usize,
+    tile: Tile,
+    scratch: u64,
+) -> Vec<Dispatch> {
+    let weight = products[0].weight;
+    assert_eq!(input.width, weight.columns);
+    if tile.slices > 1 {
+        let [Product { weight, output }] = *products else { panic!("slices of several products") };
+        let slices = [Product { weight, output: View { address: scratch, ..output } }];
+        let product = matrix_dispatch(features, &slices, input, tokens, tile);
+        return vec![product, sum(features, scratch, tile.slices, output, tokens)];
+    }
+    vec![matrix_dispatch(features, products, input, tokens, tile)]
+}
+
+fn matrix_dispatch(features: &Features, products: &[Product], input: Halves, tokens: usize, tile: Tile) -> Dispatch {
+    let weight = products[0].weight;
+    let subgroup = matrix_subgroup(features).expect("a device with matrices");
+    let constants = [tile.tokens, tile.outputs, tile.step, tile.sub.0, tile.sub.1, tile.buffers];
+    let kernel = Kernel {
+        shader: format!("matmul_matrix.{}", weight.dtype),
+        subgroup,
+        workgroup: subgroup * tile.subgroups() as u32,
+        constants: constants.map(|constant| constant as u32).to_vec(),
+    };
+    let push = push_products(Push::default().address(input.values).address(input.scales), products).number(tokens);
+    let push = push.number(input.pitch() / 8).number(weight.pitch()).number(weight.units());
+    Dispatch {
+        groups: [tokens.div_ceil(tile.tokens) as u32, tiles(products, tile.outputs), tile.slices as u32],
+        kernel,
+        push: push.number(weight.columns.div_ceil(tile.step)),
+        reads: vec![input.values, input.scales],
+        writes: products.iter().map(|product| product.output.address).collect(),
+        bytes: bytes(products, 2 * input.width, tokens),
+        operations: operations(products, tokens),
+        label: label("matmul matrix", products, tokens),
+    }
+}
+
+/// `output = Σ slices`, for `count` slices of the output's size from `slices` on; zero for none.
+pub(crate) fn sum(features: &Features, slices: u64, count: usize, output: View, tokens: usize) -> Dispatch {
+    let kernel = kernel(features, "matmul_sum", vec![]);
+    let vectors = tokens * output.pitch() / 4;
+    Dispatch {
+        groups: [vectors.div_ceil(kernel.workgroup as usize) as u32, 1, 1],
+        kernel,
+        push: Push::default().address(slices).address(output.address).number(vectors).number(count),
+        reads: vec![slices],
+        writes: vec![output.address],
+        bytes: (16 * (count + 1) * vectors) as u64,
+        operations: (4 * count * vectors) as u64,
+        label: format!("matmul sum {count} × {tokens}×{}", output.width),
+    }
+}
+
+/// Addresses of weights and outputs, then the rows of the weights.
+fn push_products(mut push: Push, products: &[Product]) -> Push {
+    let first = products[0].weight;
+    assert!(products.len() <= PRODUCTS_MAX);
+    for Product { weight, output } in products {
+        assert_eq!((weight.dtype, weight.columns, weight.rows), (first.dtype, first.columns, output.width));
+    }
+    let padded = |index: usize| products.get(index);
+    for index in 0..PRODUCTS_MAX {
+        push = push.address(padded(index).map_or(0, |product| product.weight.address));
+    }
+    for index in 0..PRODUCTS_MAX {
+        push = push.address(padded(index).map_or(0, |product| product.output.address));
+    }
+    (0..PRODUCTS_MAX).fold(push, |push, index| push.number(padded(index).map_or(0, |product| product.weight.rows)))
+}
+
+fn tiles(products: &[Product], tile_outputs: usize) -> u32 {
+    products.iter().map(|product| product.weight.rows.div_ceil(tile_outputs) as u32).sum()
+}
+
+fn bytes(products: &[Product], input: usize, tokens: usize) -> u64 {
+    let each = products.iter().map(|product| product.weight.bytes() + 4 * tokens * product.output.width);
+    (each.sum::<usize>() + input * tokens) as u64
+}
+
+fn operations(products: &[Product], tokens: usize) -> u64 {
+    products.iter().map(|product| 2 * (product.weight.rows * product.weight.columns * tokens) as u64).sum()
+}
+
+fn label(kernel: &str, products: &[Product], tokens: usize) -> String {
+    let rows: Vec<String> = products.iter().map(|product| product.weight.rows.to_string()).collect();
+    let weight = products[0].weight;
+    format!("{kernel} {} {tokens}×{}→{}", weight.dtype, weight.columns, rows.join("+"))
+}
