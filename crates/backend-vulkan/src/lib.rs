@@ -63,7 +63,7 @@ impl Backend for VulkanBackend {
         Capabilities {
             description: format!("{} ({})", features.name, features.driver),
             weight_dtypes: DType::ALL.to_vec(),
-            cache_dtypes: vec![DType::F32, DType::F16, DType::Q8_0],
+            cache_dtypes: loaded::CACHE_DTYPES.to_vec(),
             memory_bytes: memory::available(&self.context),
             decodes: false,
         }

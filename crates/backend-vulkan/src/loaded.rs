@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use ash::vk;
 use tensor::{
-    BackendError, Batch, BufferId, BufferKind, Continuation, LoadOptions, Loaded, MemoryUse, Op, Precision, Program,
-    TraceSpan, WeightSource,
+    BackendError, Batch, BufferId, BufferKind, DType, LoadOptions, Loaded, MemoryUse, Op, Program, WeightSource,
 };
 
 use crate::commands::{Commands, barrier, host_barrier, record_dispatches};
 use crate::context::Context;
 use crate::dispatch::Dispatch;
+use crate::kernel::attention::tiles;
+use crate::kernel::matmul::{Path, path};
 use crate::kernel::matvec::COLUMNS_MAX;
 use crate::kernel::rope::{RopeAddresses, RopeTables};
 use crate::memory::{Arena, Place, Slice};
@@ -29,6 +30,9 @@ const DOWNLOAD_BYTES: u64 = 16 << 20;
 
 /// Recordings that are kept.
 const RECORDINGS: usize = 16;
+
+/// Formats of caches that kernels read and write.
+pub(crate) const CACHE_DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Q8_0];
 
 /// A pass for certain counts of tokens and outputs, ready to be submitted.
 struct Recording {
@@ -86,9 +90,9 @@ impl VulkanLoaded {
         weights: &dyn WeightSource,
         options: &LoadOptions,
     ) -> Result<VulkanLoaded, BackendError> {
+        check(context, program, options)?;
         let mut pipelines = Pipelines::new(context)?;
-        let plans: Vec<Vec<Step>> =
-            settings(context, options).iter().map(|setting| plan(program, setting)).collect();
+        let plans: Vec<Vec<Step>> = settings(context, options).iter().map(|setting| plan(program, setting)).collect();
         let mut buffers = Buffers::new(context, program, options, &plans)?;
         let batch = BatchMemory {
             tokens: buffers.extra(16 * options.tokens_max)?,
@@ -156,7 +160,7 @@ impl VulkanLoaded {
                 tokens.push([*id, position as u32, segment.sequence as u32, 0]);
             }
         }
-        let tiles = tiles(batch);
+        let tiles = tiles(batch.segments);
         // SAFETY: the device has finished the last pass: `run` waits for it.
         let bytes = unsafe { self.staging.bytes_mut() }.expect("staging is mapped");
         let parts: [&[u8]; 3] =
@@ -175,8 +179,7 @@ impl VulkanLoaded {
         let mut start = self.staging.offset;
         for (slice, bytes) in self.batch.slices().into_iter().zip(used) {
             if bytes > 0 {
-                let region =
-                    vk::BufferCopy::default().src_offset(start).dst_offset(slice.offset).size(bytes as u64);
+                let region = vk::BufferCopy::default().src_offset(start).dst_offset(slice.offset).size(bytes as u64);
                 // SAFETY: both are that long.
                 unsafe { self.context.raw.cmd_copy_buffer(buffer, self.staging.buffer, slice.buffer, &[region]) };
             }
@@ -281,12 +284,32 @@ impl Loaded for VulkanLoaded {
     }
 }
 
+/// Refuses what no kernel does.
+fn check(context: &Context, program: &Program, options: &LoadOptions) -> Result<(), BackendError> {
+    let unsupported = |problem| BackendError::Unsupported { device: context.features().name.clone(), problem };
+    let dtype = options.cache_dtype;
+    if !CACHE_DTYPES.contains(&dtype) {
+        return Err(unsupported(format!("expected caches in f32, f16 or q8_0, found {dtype}")));
+    }
+    for buffer in program.buffers() {
+        if let BufferKind::Cache { width, .. } = buffer.kind
+            && !width.is_multiple_of(dtype.block_len())
+        {
+            let block = dtype.block_len();
+            return Err(unsupported(format!(
+                "a cache in {dtype} needs a width that is a multiple of {block}, found {width}"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// The setting for a pass.
 fn setting(context: &Context, options: &LoadOptions, tokens: usize, outputs: usize) -> Setting {
     Setting {
         precision: options.precision,
         integer_dot: context.features().integer_dot,
-        matrices: context.features().matrix_f16.is_some(),
+        matrices: path(context.features(), options.precision, DType::F16) == Path::Matrix,
         few_tokens: tokens <= COLUMNS_MAX,
         few_outputs: outputs <= COLUMNS_MAX,
     }
@@ -338,21 +361,15 @@ fn upload_weights(
     for (index, buffer) in program.buffers().iter().enumerate() {
         let BufferKind::Weight { .. } = buffer.kind else { continue };
         let Placed::Weight(weight, slice) = buffers.get(BufferId(index as u32)) else { continue };
-        let bytes = weights
-            .open(&buffer.name)
-            .map_err(|source| BackendError::Weight { name: buffer.name.clone(), source })?;
+        let bytes =
+            weights.open(&buffer.name).map_err(|source| BackendError::Weight { name: buffer.name.clone(), source })?;
         uploader.upload(pipelines, &weight, slice, &*bytes)?;
     }
     uploader.finish()
 }
 
 /// Writes a few bytes to the device.
-fn write(
-    context: &Arc<Context>,
-    commands: &mut Commands,
-    bytes: &[u8],
-    target: Slice,
-) -> Result<(), BackendError> {
+fn write(context: &Arc<Context>, commands: &mut Commands, bytes: &[u8], target: Slice) -> Result<(), BackendError> {
     let mut arena = Arena::new(context, Place::Upload, 0);
     let mut staging = arena.allocate(bytes.len() as u64, "staging")?;
     // SAFETY: the device does not know the memory yet.
@@ -365,18 +382,4 @@ fn write(
         barrier(context, buffer);
         Ok(())
     })
-}
-
-/// The batch's queries in tiles of one sequence each: `{first token, tokens, position of the first, sequence}`.
-fn tiles(batch: &Batch<'_>) -> Vec<[u32; 4]> {
-    const TILE: usize = 16;
-    let (mut tiles, mut first) = (Vec::new(), 0);
-    for segment in batch.segments {
-        for start in (0..segment.tokens).step_by(TILE) {
-            let tokens = TILE.min(segment.tokens - start);
-            tiles.push([first + start, tokens, segment.position + start, segment.sequence].map(|value| value as u32));
-        }
-        first += segment.tokens;
-    }
-    tiles
 }

@@ -9,6 +9,7 @@ use tensor::{BackendError, BufferId, BufferKind, DType, LoadOptions, MemoryUse, 
 use crate::context::Context;
 use crate::kernel::cache_write::CacheShape;
 use crate::kernel::matvec::COLUMNS_MAX;
+use crate::kernel::to_half::Halves;
 use crate::kernel::{Quantized, View, pitch};
 use crate::layout::Weight;
 use crate::memory::{Arena, Place, Slice};
@@ -20,7 +21,7 @@ pub(crate) enum Placed {
     /// A constant.
     Weight(Weight, Slice),
     /// Activations, and where their other forms go, if there are any.
-    Scratch { view: View, slice: Slice, rows: Rows, quants: Option<Quantized>, halfs: Option<u64> },
+    Scratch { view: View, slice: Slice, rows: Rows, quants: Option<Quantized>, halfs: Option<Halves> },
     /// Keys or values of one layer, and their address.
     Cache(CacheShape, u64),
 }
@@ -99,9 +100,11 @@ impl Buffers {
             }
             false => None,
         };
-        // A scale per row lies behind the rows.
         let halfs = match halfs {
-            true => Some(take(count * pitch(width) * 2 + count * 4)?.address),
+            true => {
+                let halves = Halves { values: 0, scales: take(4 * count)?.address, width };
+                Some(Halves { values: take(2 * count * halves.pitch())?.address, ..halves })
+            }
             false => None,
         };
         Ok(Placed::Scratch { view: View { address: slice.address, width }, slice, rows, quants, halfs })
@@ -158,6 +161,17 @@ impl Buffers {
         }
     }
 
+    /// The f16 rows of activations.
+    ///
+    /// # Panics
+    /// If no plan has them.
+    pub(crate) fn halfs(&self, id: BufferId) -> Halves {
+        match self.get(id) {
+            Placed::Scratch { halfs: Some(halfs), .. } => halfs,
+            other => unreachable!("no plan has halves of {other:?}"),
+        }
+    }
+
     /// A cache's shape and address.
     ///
     /// # Panics
@@ -196,9 +210,7 @@ fn other_forms(step: &Step) -> Vec<(BufferId, Form)> {
     let read = |buffer: BufferId, form: Form| (form != Form::Floats).then_some((buffer, form));
     match step {
         Step::Plain(_) | Step::HeadPrepare { .. } => vec![],
-        Step::Norm { output, forms, .. } => {
-            output.iter().filter_map(|(_, output)| written(*output, forms)).collect()
-        }
+        Step::Norm { output, forms, .. } => output.iter().filter_map(|(_, output)| written(*output, forms)).collect(),
         Step::Convert { input, form } | Step::Linear { input, form, .. } => read(*input, *form).into_iter().collect(),
         Step::GateUp { input, form, output, forms, .. } => {
             read(*input, *form).into_iter().chain(written(*output, forms)).collect()

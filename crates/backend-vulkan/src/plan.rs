@@ -7,6 +7,7 @@
 use tensor::{BufferId, BufferKind, DType, Op, Precision, Program, Rows, Scalar};
 
 use crate::kernel::PADDING;
+use crate::kernel::matmul::PRODUCTS_MAX;
 
 /// How products get their activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,12 +78,7 @@ pub(crate) enum Step {
     /// An op as it is; products and attention are never among these.
     Plain(Op),
     /// `residual += norm(update)`, `output = norm(residual)`; either may be missing.
-    Norm {
-        add: Option<(BufferId, Norm)>,
-        residual: BufferId,
-        output: Option<(Norm, BufferId)>,
-        forms: Forms,
-    },
+    Norm { add: Option<(BufferId, Norm)>, residual: BufferId, output: Option<(Norm, BufferId)>, forms: Forms },
     /// A product's input in another form.
     Convert { input: BufferId, form: Form },
     /// Products of one input with weights of one format.
@@ -126,9 +122,7 @@ impl Planner<'_> {
                 .or_else(|| self.gate_up(at))
                 .or_else(|| self.linear(at));
             let (step, taken) = fused.unwrap_or_else(|| match &ops[at] {
-                op @ Op::Attention { .. } => {
-                    (Step::Attention { op: op.clone(), forms: Forms::default() }, 1)
-                }
+                op @ Op::Attention { .. } => (Step::Attention { op: op.clone(), forms: Forms::default() }, 1),
                 op => (Step::Plain(op.clone()), 1),
             });
             steps.push(step);
@@ -248,7 +242,6 @@ impl Planner<'_> {
         let Op::Linear { weight, input, .. } = ops[0] else { return None };
         let (dtype, _, columns) = self.weight(weight);
         let form = self.setting.form(self.rows(input), dtype);
-        let most = if self.setting.few(self.rows(input)) { 3 } else { 1 };
         let parts: Vec<(BufferId, BufferId)> = ops
             .iter()
             .map_while(|op| match *op {
@@ -258,7 +251,7 @@ impl Planner<'_> {
                 }
                 _ => None,
             })
-            .take(most)
+            .take(PRODUCTS_MAX)
             .collect();
         let taken = parts.len();
         Some((Step::Linear { parts, input, form }, taken))
@@ -371,9 +364,7 @@ impl Planner<'_> {
             }
             Step::Convert { input, .. } => vec![floats(*input)],
             Step::Linear { input, form, .. } | Step::GateUp { input, form, .. } => vec![(*input, *form)],
-            Step::HeadPrepare { query, key, value, .. } => {
-                [query.0, key.0, *value].into_iter().map(floats).collect()
-            }
+            Step::HeadPrepare { query, key, value, .. } => [query.0, key.0, *value].into_iter().map(floats).collect(),
             Step::Attention { op, .. } => op.reads().into_iter().map(floats).collect(),
         }
     }
@@ -386,11 +377,9 @@ fn forms_of(step: &mut Step, buffer: BufferId) -> Option<&mut Forms> {
             (*output == buffer).then_some(forms)
         }
         Step::Attention { forms, .. } => Some(forms),
-        Step::Norm { .. }
-        | Step::Plain(_)
-        | Step::Convert { .. }
-        | Step::Linear { .. }
-        | Step::HeadPrepare { .. } => None,
+        Step::Norm { .. } | Step::Plain(_) | Step::Convert { .. } | Step::Linear { .. } | Step::HeadPrepare { .. } => {
+            None
+        }
     }
 }
 

@@ -6,12 +6,14 @@ use tensor::{BufferId, Op, Program, Rows};
 
 use crate::dispatch::Dispatch;
 use crate::features::Features;
+use crate::kernel::attention::{Addresses, AttentionShape, prefill};
 use crate::kernel::cache_write::{CacheShape, cache_write};
-use crate::kernel::head_prepare::{HeadPrepare, head_prepare, supports};
+use crate::kernel::head_prepare::{HeadPrepare, head_prepare};
+use crate::kernel::matmul::{Product, matmul, matmul_matrix, tile};
 use crate::kernel::matvec::{COLUMNS_MAX, Gated, Input, gate_up, gated_tiling, matvec, tiling};
 use crate::kernel::norm::{Output, Scale, norm};
 use crate::kernel::rope::{RopeAddresses, rope};
-use crate::kernel::{Quantized, View, add, embed, gelu_mul, quantize, rms_norm, select_outputs};
+use crate::kernel::{View, add, embed, gelu_mul, quantize, rms_norm, select_outputs, to_half};
 use crate::layout::Weight;
 use crate::place::Buffers;
 use crate::plan::{Form, Forms, Norm, Rope, Step};
@@ -100,9 +102,14 @@ impl Recorder<'_> {
             return vec![];
         }
         let dispatch = match *op {
-            Op::Embed { table, scale, output } => {
-                embed::embed(features, &buffers.weight_of(table), scale.0, buffers.view(output), self.batch.tokens, rows)
-            }
+            Op::Embed { table, scale, output } => embed::embed(
+                features,
+                &buffers.weight_of(table),
+                scale.0,
+                buffers.view(output),
+                self.batch.tokens,
+                rows,
+            ),
             Op::RmsNorm { input, weight, epsilon, output } => {
                 let weight = buffers.weight_of(weight);
                 let (input, output) = (buffers.view(input), buffers.view(output));
@@ -137,7 +144,9 @@ impl Recorder<'_> {
             Form::Quants => {
                 vec![quantize::quantize(self.features, self.buffers.view(input), self.buffers.quants(input), rows)]
             }
-            Form::Halfs => vec![],
+            Form::Halfs => {
+                vec![to_half::to_half(self.features, self.buffers.view(input), self.buffers.halfs(input), rows)]
+            }
         }
     }
 
@@ -150,32 +159,30 @@ impl Recorder<'_> {
 
     fn linear(&self, parts: &[(BufferId, BufferId)], input: BufferId, form: Form) -> Vec<Dispatch> {
         let rows = self.rows(input);
-        let parts: Vec<(Weight, View)> = parts
+        let products: Vec<Product> = parts
             .iter()
-            .map(|&(weight, output)| (self.buffers.weight_of(weight), self.buffers.view(output)))
-            .collect();
-        let (first, _) = parts[0];
-        let all: usize = parts.iter().map(|(weight, _)| weight.rows).sum();
-        let reads = vec![self.input(input, form).address()];
-        let writes: Vec<u64> = parts.iter().map(|(_, output)| output.address).collect();
-        (0..rows)
-            .step_by(COLUMNS_MAX)
-            .map(|start| {
-                let columns = COLUMNS_MAX.min(rows - start);
-                let tiling = tiling(self.features, all, first.units(), columns);
-                let parts: Vec<_> =
-                    parts.iter().map(|&(weight, output)| (weight, output.from_row(start))).collect();
-                let input = match self.input(input, form) {
-                    Input::Floats(view) => Input::Floats(view.from_row(start)),
-                    quantized @ Input::Quantized(_) => quantized,
-                };
-                let mut dispatch = matvec(self.features, &parts, input, columns, tiling);
-                // Hazards know buffers by their first row.
-                dispatch.reads = reads.clone();
-                dispatch.writes = writes.clone();
-                dispatch
+            .map(|&(weight, output)| Product {
+                weight: self.buffers.weight_of(weight),
+                output: self.buffers.view(output),
             })
-            .collect()
+            .collect();
+        match form {
+            _ if rows == 0 => vec![],
+            Form::Halfs => {
+                let tile = tile(self.features, rows);
+                matmul_matrix(self.features, &products, self.buffers.halfs(input), rows, tile, 0)
+            }
+            Form::Floats if rows > COLUMNS_MAX => {
+                vec![matmul(self.features, &products, self.buffers.view(input), rows)]
+            }
+            Form::Floats | Form::Quants => {
+                let parts: Vec<(Weight, View)> =
+                    products.iter().map(|product| (product.weight, product.output)).collect();
+                let all = parts.iter().map(|(weight, _)| weight.rows).sum();
+                let tiling = tiling(self.features, all, parts[0].0.units(), rows);
+                vec![matvec(self.features, &parts, self.input(input, form), rows, tiling)]
+            }
+        }
     }
 
     fn gate_up(
@@ -230,10 +237,25 @@ impl Recorder<'_> {
         };
         vec![head_prepare(self.features, &arguments, self.counts.tokens)]
     }
-}
 
-impl Recorder<'_> {
-    fn attention(&self, _op: &Op, _forms: Forms) -> Vec<Dispatch> {
-        vec![]
+    fn attention(&self, op: &Op, _forms: Forms) -> Vec<Dispatch> {
+        let Op::Attention { query, keys, values, head_dim, window, scale, output } = *op else {
+            unreachable!("the plan puts no other op here")
+        };
+        let (cache, keys) = self.buffers.cache_of(keys);
+        let (_, values) = self.buffers.cache_of(values);
+        let (query, output) = (self.buffers.view(query), self.buffers.view(output));
+        let shape = AttentionShape {
+            heads: query.width / head_dim,
+            kv_heads: cache.width / head_dim,
+            head_dim,
+            window,
+            scale: scale.0,
+            cache_dtype: cache.dtype,
+            ring: cache.ring,
+        };
+        let addresses = Addresses { query: query.address, keys, values, output: output.address };
+        let Counts { tokens, tiles, .. } = self.counts;
+        vec![prefill(self.features, &shape, &addresses, self.batch.tiles, tiles, tokens)]
     }
 }
