@@ -6,7 +6,7 @@ use tensor::{BufferId, Op, Program, Rows};
 
 use crate::dispatch::Dispatch;
 use crate::features::Features;
-use crate::kernel::attention::{Addresses, AttentionShape, prefill};
+use crate::kernel::attention::{Addresses, AttentionShape, Decode, Scratch, decode, prefill};
 use crate::kernel::cache_write::{CacheShape, cache_write};
 use crate::kernel::head_prepare::{HeadPrepare, head_prepare};
 use crate::kernel::matmul::{Product, matmul, matmul_matrix, tile};
@@ -34,7 +34,10 @@ pub(crate) struct BatchAddresses {
 pub(crate) struct Counts {
     pub(crate) tokens: usize,
     pub(crate) outputs: usize,
+    /// Tiles of consecutive tokens.
     pub(crate) tiles: usize,
+    /// Whether every token is one of its own sequence: decoding.
+    pub(crate) single: bool,
 }
 
 /// What dispatches are made from.
@@ -44,6 +47,10 @@ pub(crate) struct Recorder<'a> {
     pub(crate) buffers: &'a Buffers,
     pub(crate) ropes: &'a HashMap<Rope, RopeAddresses>,
     pub(crate) batch: BatchAddresses,
+    /// For [`attention::decode`].
+    pub(crate) scratch: Scratch,
+    /// Positions of a sequence.
+    pub(crate) context: usize,
     pub(crate) counts: Counts,
 }
 
@@ -238,24 +245,44 @@ impl Recorder<'_> {
         vec![head_prepare(self.features, &arguments, self.counts.tokens)]
     }
 
-    fn attention(&self, op: &Op, _forms: Forms) -> Vec<Dispatch> {
-        let Op::Attention { query, keys, values, head_dim, window, scale, output } = *op else {
+    fn attention(&self, op: &Op, forms: Forms) -> Vec<Dispatch> {
+        let Op::Attention { query, keys, values, output, .. } = *op else {
             unreachable!("the plan puts no other op here")
         };
-        let (cache, keys) = self.buffers.cache_of(keys);
+        let shape = attention_shape(self.buffers, op);
+        let (_, keys) = self.buffers.cache_of(keys);
         let (_, values) = self.buffers.cache_of(values);
-        let (query, output) = (self.buffers.view(query), self.buffers.view(output));
-        let shape = AttentionShape {
-            heads: query.width / head_dim,
-            kv_heads: cache.width / head_dim,
-            head_dim,
-            window,
-            scale: scale.0,
-            cache_dtype: cache.dtype,
-            ring: cache.ring,
-        };
-        let addresses = Addresses { query: query.address, keys, values, output: output.address };
-        let Counts { tokens, tiles, .. } = self.counts;
-        vec![prefill(self.features, &shape, &addresses, self.batch.tiles, tiles, tokens)]
+        let (query, target) = (self.buffers.view(query), self.buffers.view(output));
+        let addresses = Addresses { query: query.address, keys, values, output: target.address };
+        let Counts { tokens, tiles, single, .. } = self.counts;
+        let decoding = single.then(|| Decode::new(self.features, &shape, tokens, self.context)).flatten();
+        if let Some(plan) = decoding {
+            let quantized = forms.quants.then(|| self.buffers.quants(output));
+            let rows = (self.batch.tokens, tokens);
+            return vec![decode(self.features, (&plan, &shape), &addresses, rows, self.scratch, quantized)];
+        }
+        let attention = prefill(self.features, &shape, &addresses, self.batch.tiles, tiles, tokens);
+        let quantize = forms.quants.then(|| self.convert(output, Form::Quants)).into_iter().flatten();
+        std::iter::once(attention).chain(quantize).collect()
+    }
+}
+
+/// What the kernels of attention need to know of an [`Op::Attention`].
+///
+/// # Panics
+/// If it is another op.
+pub(crate) fn attention_shape(buffers: &Buffers, op: &Op) -> AttentionShape {
+    let Op::Attention { query, keys, head_dim, window, scale, .. } = *op else {
+        unreachable!("`{}` is no attention", op.name())
+    };
+    let (cache, _) = buffers.cache_of(keys);
+    AttentionShape {
+        heads: buffers.view(query).width / head_dim,
+        kv_heads: cache.width / head_dim,
+        head_dim,
+        window,
+        scale: scale.0,
+        cache_dtype: cache.dtype,
+        ring: cache.ring,
     }
 }

@@ -2,7 +2,7 @@
 
 use tensor::DType;
 
-use super::super::kernel;
+use super::super::{Quantized, kernel};
 use super::{Addresses, AttentionShape};
 use crate::dispatch::{Dispatch, Push};
 use crate::features::{DeviceKind, Features};
@@ -18,15 +18,6 @@ const LANE_ELEMENTS: usize = 64;
 
 /// Bytes that parts of the scratch memory begin at a multiple of.
 const ALIGNMENT: u64 = 256;
-
-/// Where [`decode`] writes its result in 8 bits: the input of an integer product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Quantized {
-    /// `[tokens][width / 16]` of 16 signed bytes.
-    pub(crate) values: u64,
-    /// f32 `[tokens][width / 16]` of `{scale, scale · sum of the 16}`; a block of 32 has one scale.
-    pub(crate) meta: u64,
-}
 
 /// How [`decode`] divides its work: a function of the shape and the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,27 +62,35 @@ impl Decode {
         Some(Decode { team: team as u32, workgroup, splits })
     }
 
-    /// Bytes of the counters, the statistics and the partial results of `tokens` tokens.
-    fn parts(&self, shape: &AttentionShape, tokens: usize) -> [u64; 3] {
-        let rows = (tokens * shape.kv_heads) as u64;
-        let heads = rows * (self.splits * shape.group()) as u64;
-        [4 * rows, 8 * heads, 4 * heads * shape.head_dim as u64].map(|bytes| bytes.next_multiple_of(ALIGNMENT))
+    /// Bytes of the statistics and the partial results of `tokens` tokens.
+    fn parts(&self, shape: &AttentionShape, tokens: usize) -> [u64; 2] {
+        let heads = (tokens * shape.kv_heads * self.splits * shape.group()) as u64;
+        [8 * heads, 4 * heads * shape.head_dim as u64].map(|bytes| bytes.next_multiple_of(ALIGNMENT))
     }
 
-    /// Bytes of scratch memory for `tokens` tokens. The first of them, [`Decode::zeroed_bytes`], must be zero before
-    /// the first run; every run leaves them zero. Runs that may overlap need scratch memory of their own.
-    pub(crate) fn scratch_bytes(&self, shape: &AttentionShape, tokens: usize) -> u64 {
+    /// Bytes of [`Scratch::partial`] for `tokens` tokens.
+    pub(crate) fn partial_bytes(&self, shape: &AttentionShape, tokens: usize) -> u64 {
         self.parts(shape, tokens).iter().sum()
     }
 
-    /// Bytes at the beginning of the scratch memory that must be zero.
-    pub(crate) fn zeroed_bytes(&self, shape: &AttentionShape, tokens: usize) -> u64 {
-        self.parts(shape, tokens)[0]
+    /// Bytes of [`Scratch::counters`] for `tokens` tokens.
+    pub(crate) fn counter_bytes(shape: &AttentionShape, tokens: usize) -> u64 {
+        4 * (tokens * shape.kv_heads) as u64
     }
 }
 
+/// Memory for intermediate results: addresses. Launches that may overlap need memory of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Scratch {
+    /// Workgroups that have arrived, for each token and head of keys. They must be zero before the first launch; every
+    /// launch leaves them zero.
+    pub(crate) counters: u64,
+    /// Statistics and sums of each workgroup.
+    pub(crate) partial: u64,
+}
+
 /// Attention of `rows` tokens, each of whatever position and sequence `tokens` says, the address of a
-/// `{token, position, sequence, 0}` for each. `scratch` is the address of [`Decode::scratch_bytes`] bytes.
+/// `{token, position, sequence, 0}` for each.
 ///
 /// # Panics
 /// If a result in 8 bits is asked for and heads are no multiple of 32.
@@ -100,25 +99,26 @@ pub(crate) fn decode(
     (plan, shape): (&Decode, &AttentionShape),
     a: &Addresses,
     (tokens, rows): (u64, usize),
-    scratch: u64,
+    scratch: Scratch,
     quantized: Option<Quantized>,
 ) -> Dispatch {
     assert!(quantized.is_none() || shape.head_dim.is_multiple_of(32), "blocks of 32 in heads of {}", shape.head_dim);
     let mut kernel = kernel(features, shape.cache().shader("attention_decode"), shape.constants());
     kernel.workgroup = plan.workgroup;
     kernel.constants.extend([plan.team, plan.splits as u32, u32::from(quantized.is_some())]);
-    let [counters, statistics, _] = plan.parts(shape, rows);
+    let [statistics, _] = plan.parts(shape, rows);
+    let Scratch { counters, partial } = scratch;
     let push = Push::default().address(a.query).address(a.keys).address(a.values).address(a.output).address(tokens);
-    let push = push.address(scratch).address(scratch + counters).address(scratch + counters + statistics);
-    let Quantized { values, meta } = quantized.unwrap_or(Quantized { values: 0, meta: 0 });
-    let push = push.address(values).address(meta).number(shape.pitch()).number(shape.ring);
-    let mut writes = vec![a.output, scratch];
-    writes.extend(quantized.into_iter().flat_map(|quantized| [quantized.values, quantized.meta]));
+    let push = push.address(counters).address(partial).address(partial + statistics);
+    let Quantized { values, sums } = quantized.unwrap_or(Quantized { values: 0, sums: 0 });
+    let push = push.address(values).address(sums).number(shape.pitch()).number(shape.ring);
+    let mut writes = vec![a.output, counters, partial];
+    writes.extend(quantized.into_iter().flat_map(|quantized| [quantized.values, quantized.sums]));
     Dispatch {
         kernel,
         groups: [plan.splits as u32, shape.kv_heads as u32, rows as u32],
         push: push.number(shape.window_or_all()).float(shape.scale_log2()),
-        reads: vec![a.query, a.keys, a.values, tokens, scratch],
+        reads: vec![a.query, a.keys, a.values, tokens],
         writes,
         // Of the queries and results alone: how much of the caches is read only the device knows.
         bytes: (2 * 4 * rows * shape.heads * shape.head_dim) as u64,
@@ -144,13 +144,14 @@ mod tests {
                 // As for few tokens, so that positions are split.
                 let Some(plan) = Decode::new(lab.features(), shape, 1, 300) else { continue };
                 let tokens = lab.upload(&token_table(&experiment.places())).unwrap().address;
-                let scratch = lab.upload(&vec![0; plan.scratch_bytes(shape, rows) as usize]).unwrap();
+                let counters = lab.upload(&vec![0; Decode::counter_bytes(shape, rows) as usize]).unwrap();
+                let partial = lab.upload(&vec![0xff; plan.partial_bytes(shape, rows) as usize]).unwrap().address;
+                let scratch = Scratch { counters: counters.address, partial };
                 let what = (&plan, shape);
-                let dispatch =
-                    decode(lab.features(), what, &experiment.addresses, (tokens, rows), scratch.address, None);
+                let dispatch = decode(lab.features(), what, &experiment.addresses, (tokens, rows), scratch, None);
                 lab.run(&[dispatch.clone(), dispatch.clone(), dispatch]).unwrap();
                 experiment.check(&mut lab);
-                let counters = lab.download(scratch, plan.zeroed_bytes(shape, rows) as usize).unwrap();
+                let counters = lab.download(counters, Decode::counter_bytes(shape, rows) as usize).unwrap();
                 assert!(counters.iter().all(|&byte| byte == 0));
             }
         }
@@ -163,11 +164,13 @@ mod tests {
         let (shape, rows) = (&experiment.shape, experiment.tokens());
         let plan = Decode::new(lab.features(), shape, 1, 300).unwrap();
         let tokens = lab.upload(&token_table(&experiment.places())).unwrap().address;
-        let scratch = lab.upload(&vec![0; plan.scratch_bytes(shape, rows) as usize]).unwrap().address;
+        let counters = lab.upload(&vec![0; Decode::counter_bytes(shape, rows) as usize]).unwrap().address;
+        let partial = lab.upload(&vec![0xff; plan.partial_bytes(shape, rows) as usize]).unwrap().address;
+        let scratch = Scratch { counters, partial };
         let width = shape.heads * shape.head_dim;
         let values = lab.upload(&vec![0; rows * width]).unwrap();
         let meta = lab.upload(&vec![0; rows * width / 16 * 8]).unwrap();
-        let quantized = Some(Quantized { values: values.address, meta: meta.address });
+        let quantized = Some(Quantized { values: values.address, sums: meta.address });
         let dispatch =
             decode(lab.features(), (&plan, shape), &experiment.addresses, (tokens, rows), scratch, quantized);
         lab.run(&[dispatch]).unwrap();

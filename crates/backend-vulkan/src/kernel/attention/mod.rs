@@ -14,7 +14,7 @@ use tensor::DType;
 
 use super::cache_write::CacheShape;
 
-pub(crate) use decode::{Decode, Quantized, decode};
+pub(crate) use decode::{Decode, Scratch, decode};
 pub(crate) use prefill::{TILE, Tile, prefill, tiles};
 
 /// What all kernels of attention need to know.
