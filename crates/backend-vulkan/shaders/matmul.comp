@@ -93,7 +93,8 @@ void load_weights(Uvec4s weight, uint first, uint rows, uint index) {
             float scale, offset;
             decode_half(raw, (2 * index % HALVES) | slot, quants, scale, offset);
             [[unroll]] for (uint word = 0; word < 4; word++) {
-                weight_rows[i * STRIDE + 4 * slot + word] = fma(bytes_to_floats(quants[word]), vec4(scale), vec4(offset));
+                const vec4 weights = fma(bytes_to_floats(quants[word]), vec4(scale), vec4(offset));
+                weight_rows[i * STRIDE + 4 * slot + word] = weights;
             }
         }
     }

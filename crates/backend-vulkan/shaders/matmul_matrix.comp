@@ -1,9 +1,9 @@
 // `result[t, o] = Σᵢ input[t, i] · weight[o, i]` with cooperative matrices of f16 × f16 → f32. Grid: (tiles of tokens,
 // tiles of outputs, slices of the columns).
 //
-// A workgroup computes a tile of tokens × outputs, each of its subgroups a part of that. Step by step, some columns of the
-// tile's rows of both are brought into shared memory as f16. What the next step needs is loaded into registers before
-// this step's multiplications, and decoded and stored after them.
+// A workgroup computes a tile of tokens × outputs, each of its subgroups a part of that. Step by step, some columns of
+// the tile's rows of both are brought into shared memory as f16. What the next step needs is loaded into registers
+// before this step's multiplications, and decoded and stored after them.
 //
 // The input is what `to_half` makes. Weights of blocks are decoded times 2^WEIGHT_EXPONENT, so that those of small
 // magnitude don't lose bits.

@@ -29,8 +29,8 @@ pub(crate) enum Path {
 
 /// The kernel for weights of a format.
 ///
-/// With [`Precision::Fast`], f16 in place of f32 rounds activations and weights by less than the contract allows for the
-/// activations alone; weights of f32 don't allow any.
+/// With [`Precision::Fast`], f16 in place of f32 rounds activations and weights by less than the contract allows for
+/// the activations alone; weights of f32 don't allow any.
 pub(crate) fn path(features: &Features, precision: Precision, dtype: DType) -> Path {
     match (precision, dtype) {
         (Precision::F32, _) | (Precision::Fast, DType::F32) => Path::Plain,
