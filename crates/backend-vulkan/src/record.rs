@@ -9,7 +9,7 @@ use crate::features::Features;
 use crate::kernel::attention::{Addresses, AttentionShape, Decode, Scratch, decode, prefill};
 use crate::kernel::cache_write::{CacheShape, cache_write};
 use crate::kernel::head_prepare::{HeadPrepare, head_prepare};
-use crate::kernel::matmul::{Product, matmul, matmul_matrix, tile};
+use crate::kernel::matmul::{matmul, matmul_matrix, tile};
 use crate::kernel::matvec::{COLUMNS_MAX, Gated, Input, gate_up, gated_tiling, matvec, tiling};
 use crate::kernel::norm::{Output, Scale, norm};
 use crate::kernel::rope::{RopeAddresses, rope};
@@ -166,25 +166,18 @@ impl Recorder<'_> {
 
     fn linear(&self, parts: &[(BufferId, BufferId)], input: BufferId, form: Form) -> Vec<Dispatch> {
         let rows = self.rows(input);
-        let products: Vec<Product> = parts
-            .iter()
-            .map(|&(weight, output)| Product {
-                weight: self.buffers.weight_of(weight),
-                output: self.buffers.view(output),
-            })
-            .collect();
+        let parts: Vec<(Weight, View)> =
+            parts.iter().map(|&(weight, output)| (self.buffers.weight_of(weight), self.buffers.view(output))).collect();
         match form {
             _ if rows == 0 => vec![],
             Form::Halfs => {
                 let tile = tile(self.features, rows);
-                matmul_matrix(self.features, &products, self.buffers.halfs(input), rows, tile, 0)
+                matmul_matrix(self.features, &parts, self.buffers.halfs(input), rows, tile, 0)
             }
             Form::Floats if rows > COLUMNS_MAX => {
-                vec![matmul(self.features, &products, self.buffers.view(input), rows)]
+                vec![matmul(self.features, &parts, self.buffers.view(input), rows)]
             }
             Form::Floats | Form::Quants => {
-                let parts: Vec<(Weight, View)> =
-                    products.iter().map(|product| (product.weight, product.output)).collect();
                 let all = parts.iter().map(|(weight, _)| weight.rows).sum();
                 let tiling = tiling(self.features, all, parts[0].0.units(), rows);
                 vec![matvec(self.features, &parts, self.input(input, form), rows, tiling)]
