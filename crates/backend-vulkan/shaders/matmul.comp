@@ -91,9 +91,10 @@ void load_weights(Uvec4s weight, uint first, uint rows, uint index) {
         [[unroll]] for (uint slot = 0; slot < 2; slot++) {
             uvec4 quants;
             float scale, offset;
-            decode_half(raw, 2 * index % HALVES + slot, quants, scale, offset);
+            decode_half(raw, (2 * index % HALVES) | slot, quants, scale, offset);
             [[unroll]] for (uint word = 0; word < 4; word++) {
-                weight_rows[i * STRIDE + 4 * slot + word] = fma(bytes_to_floats(quants[word]), vec4(scale), vec4(offset));
+                const vec4 weights = fma(bytes_to_floats(quants[word]), vec4(scale), vec4(offset));
+                weight_rows[i * STRIDE + 4 * slot + word] = weights;
             }
         }
     }

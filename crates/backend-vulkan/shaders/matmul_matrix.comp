@@ -1,9 +1,9 @@
 // `result[t, o] = Σᵢ input[t, i] · weight[o, i]` with cooperative matrices of f16 × f16 → f32. Grid: (tiles of tokens,
 // tiles of outputs, slices of the columns).
 //
-// A workgroup computes a tile of tokens × outputs, each of its subgroups a part of that. Step by step, some columns of the
-// tile's rows of both are brought into shared memory as f16. What the next step needs is loaded into registers before
-// this step's multiplications, and decoded and stored after them.
+// A workgroup computes a tile of tokens × outputs, each of its subgroups a part of that. Step by step, some columns of
+// the tile's rows of both are brought into shared memory as f16. What the next step needs is loaded into registers
+// before this step's multiplications, and decoded and stored after them.
 //
 // The input is what `to_half` makes. Weights of blocks are decoded times 2^WEIGHT_EXPONENT, so that those of small
 // magnitude don't lose bits.
@@ -68,43 +68,49 @@ const uint ROW_PIECES = STEP / 32;
 const uint WEIGHT_PIECES = TILE_OUTPUTS * ROW_PIECES;
 const uint WEIGHT_LOADS = (WEIGHT_PIECES + WORKGROUP - 1) / WORKGROUP;
 
-uvec4 source_pieces[SOURCE_LOADS];
-PIECE weight_pieces[WEIGHT_LOADS];
+// In registers: the first so many of them are in use. (An array sized by a specialization constant can't be returned.)
+const uint LOADS_MAX = 8;
+struct SourcePieces { uvec4 at[LOADS_MAX]; };
+struct WeightPieces { PIECE at[LOADS_MAX]; };
 
 bool is_piece(uint i, uint pieces) { return pieces % WORKGROUP == 0 || i < pieces; }
 
-void load_source(uint first, uint index) {
+SourcePieces load_source(uint first, uint index) {
+    SourcePieces pieces;
     [[unroll]] for (uint n = 0; n < SOURCE_LOADS; n++) {
         const uint i = n * WORKGROUP + gl_LocalInvocationID.x;
         const uint token = min(first + i / VECTORS, p.tokens - 1);
         const uint vector = index * VECTORS + i % VECTORS;
         const uint at = 2 * columns_of(vector / 2) + vector % 2;
-        source_pieces[n] = at < p.pitch ? p.source.at[token * p.pitch + at] : uvec4(0);
+        pieces.at[n] = at < p.pitch ? p.source.at[token * p.pitch + at] : uvec4(0);
     }
+    return pieces;
 }
 
-void store_source(uint buffer_start) {
+void store_source(SourcePieces pieces, uint buffer_start) {
     [[unroll]] for (uint n = 0; n < SOURCE_LOADS; n++) {
         const uint i = n * WORKGROUP + gl_LocalInvocationID.x;
         if (is_piece(i, SOURCE_PIECES)) {
-            tile[buffer_start + i / VECTORS * STRIDE + i % VECTORS] = source_pieces[n];
+            tile[buffer_start + i / VECTORS * STRIDE + i % VECTORS] = pieces.at[n];
         }
     }
 }
 
 // Past the end of a row the input is zero: any finite weights will do.
-void load_weights(Uvec4s weight, uint first, uint rows, uint index) {
+WeightPieces load_weights(Uvec4s weight, uint first, uint rows, uint index) {
+    WeightPieces pieces;
     [[unroll]] for (uint n = 0; n < WEIGHT_LOADS; n++) {
         const uint i = n * WORKGROUP + gl_LocalInvocationID.x;
         const uint row = min(first + i / ROW_PIECES, rows - 1);
         const uint piece = index * ROW_PIECES + i % ROW_PIECES;
 #ifdef FLOATS
-        weight_pieces[n] = piece < p.weight_pitch ? weight.at[row * p.weight_pitch + piece] : uvec4(0);
+        pieces.at[n] = piece < p.weight_pitch ? weight.at[row * p.weight_pitch + piece] : uvec4(0);
 #else
         const uint unit = min(piece / (HALVES / 2), p.units - 1);
-        weight_pieces[n] = load_raw(weight, row, p.weight_pitch, p.units, unit);
+        pieces.at[n] = load_raw(weight, row, p.weight_pitch, p.units, unit);
 #endif
     }
+    return pieces;
 }
 
 #if defined(FORMAT_F16)
@@ -140,7 +146,7 @@ uvec2 decode(uint word, f16vec2 scale, f16vec2 offset) {
 
 #endif
 
-void store_weights(uint buffer_start, uint index) {
+void store_weights(WeightPieces pieces, uint buffer_start, uint index) {
     [[unroll]] for (uint n = 0; n < WEIGHT_LOADS; n++) {
         const uint i = n * WORKGROUP + gl_LocalInvocationID.x;
         if (!is_piece(i, WEIGHT_PIECES)) {
@@ -148,13 +154,13 @@ void store_weights(uint buffer_start, uint index) {
         }
         const uint into = buffer_start + WEIGHT_ROWS + i / ROW_PIECES * STRIDE;
 #ifdef FLOATS
-        tile[into + i % ROW_PIECES] = decode(weight_pieces[n]);
+        tile[into + i % ROW_PIECES] = decode(pieces.at[n]);
 #else
         const uint piece = index * ROW_PIECES + i % ROW_PIECES;
         [[unroll]] for (uint slot = 0; slot < 2; slot++) {
             uvec4 quants;
             float scale, offset;
-            decode_half(weight_pieces[n], 2 * (piece % (HALVES / 2)) + slot, quants, scale, offset);
+            decode_half(pieces.at[n], (2 * (piece % (HALVES / 2))) | slot, quants, scale, offset);
             const f16vec2 scales = f16vec2(float16_t(scale * WEIGHT_SCALE));
             const f16vec2 offsets = f16vec2(float16_t(offset * WEIGHT_SCALE));
             const uint at = into + i % ROW_PIECES * 4 + slot * 2;
@@ -165,32 +171,14 @@ void store_weights(uint buffer_start, uint index) {
     }
 }
 
-coopmat<float, gl_ScopeSubgroup, MATRIX, MATRIX, gl_MatrixUseAccumulator> sums[MATRICES_M * MATRICES_N];
-
-void multiply(uint token_rows, uint weight_rows) {
-    [[unroll]] for (uint k = 0; k < STEP / MATRIX; k++) {
-        coopmat<float16_t, gl_ScopeSubgroup, MATRIX, MATRIX, gl_MatrixUseA> tokens[MATRICES_M];
-        [[unroll]] for (uint m = 0; m < MATRICES_M; m++) {
-            const uint at = token_rows + m * MATRIX * STRIDE + 2 * k;
-            coopMatLoad(tokens[m], tile, at, STRIDE, gl_CooperativeMatrixLayoutRowMajor);
-        }
-        [[unroll]] for (uint n = 0; n < MATRICES_N; n++) {
-            coopmat<float16_t, gl_ScopeSubgroup, MATRIX, MATRIX, gl_MatrixUseB> weights;
-            const uint at = weight_rows + n * MATRIX * STRIDE + 2 * k;
-            coopMatLoad(weights, tile, at, STRIDE, gl_CooperativeMatrixLayoutColumnMajor);
-            [[unroll]] for (uint m = 0; m < MATRICES_M; m++) {
-                sums[m * MATRICES_N + n] = coopMatMulAdd(tokens[m], weights, sums[m * MATRICES_N + n]);
-            }
-        }
-    }
-}
+#define SUMS coopmat<float, gl_ScopeSubgroup, MATRIX, MATRIX, gl_MatrixUseAccumulator>
 
 // One matrix through the subgroup's part of shared memory, since nobody knows which lane has which element.
-void store_result(Vec4s result, Target target, uint slice, uint token, uint column, uint matrix) {
+void store_result(Vec4s result, Target target, uint slice, uint token, uint column, SUMS sums) {
     const uint stride = MATRIX / 4 + 1;
     const uint start = gl_SubgroupID * MATRIX * stride;
     subgroupBarrier();
-    coopMatStore(sums[matrix], tile, start, stride, gl_CooperativeMatrixLayoutRowMajor);
+    coopMatStore(sums, tile, start, stride, gl_CooperativeMatrixLayoutRowMajor);
     subgroupBarrier();
     for (uint i = gl_SubgroupInvocationID; i < MATRIX * MATRIX / 4; i += SUBGROUP) {
         const uint to = token + i / (MATRIX / 4);
@@ -210,29 +198,43 @@ void main() {
     const uint first_token = gl_WorkGroupID.x * TILE_TOKENS;
     const uint sub_token = gl_SubgroupID / (TILE_OUTPUTS / SUB_OUTPUTS) * SUB_TOKENS;
     const uint sub_output = gl_SubgroupID % (TILE_OUTPUTS / SUB_OUTPUTS) * SUB_OUTPUTS;
+    SUMS sums[MATRICES_M * MATRICES_N];
     [[unroll]] for (uint i = 0; i < MATRICES_M * MATRICES_N; i++) {
-        sums[i] = coopmat<float, gl_ScopeSubgroup, MATRIX, MATRIX, gl_MatrixUseAccumulator>(0.0);
+        sums[i] = SUMS(0.0);
     }
     const uint first_step = gl_WorkGroupID.z * p.steps / gl_NumWorkGroups.z;
     const uint end_step = (gl_WorkGroupID.z + 1) * p.steps / gl_NumWorkGroups.z;
-    load_source(first_token, first_step);
-    load_weights(weight, target.first, target.rows, first_step);
-    store_source(0);
-    store_weights(0, first_step);
+    store_source(load_source(first_token, first_step), 0);
+    store_weights(load_weights(weight, target.first, target.rows, first_step), 0, first_step);
     barrier();
+    uint current = 0; // where the tile in use begins
     for (uint index = first_step; index < end_step; index++) {
-        const uint current = BUFFERS == 2 ? ((index - first_step) & 1) * BUFFER : 0;
-        const uint other = BUFFERS == 2 ? BUFFER - current : 0;
         // The last step's successor is loaded for nothing: cheaper than a branch in the way of the compiler.
         const uint next = min(index + 1, end_step - 1);
-        load_source(first_token, next);
-        load_weights(weight, target.first, target.rows, next);
-        multiply(current + sub_token * STRIDE, current + WEIGHT_ROWS + sub_output * STRIDE);
+        const SourcePieces next_source = load_source(first_token, next);
+        const WeightPieces next_weights = load_weights(weight, target.first, target.rows, next);
+        [[unroll]] for (uint k = 0; k < STEP / MATRIX; k++) {
+            coopmat<float16_t, gl_ScopeSubgroup, MATRIX, MATRIX, gl_MatrixUseA> tokens[MATRICES_M];
+            [[unroll]] for (uint m = 0; m < MATRICES_M; m++) {
+                const uint at = current + (sub_token + m * MATRIX) * STRIDE + 2 * k;
+                coopMatLoad(tokens[m], tile, at, STRIDE, gl_CooperativeMatrixLayoutRowMajor);
+            }
+            [[unroll]] for (uint n = 0; n < MATRICES_N; n++) {
+                coopmat<float16_t, gl_ScopeSubgroup, MATRIX, MATRIX, gl_MatrixUseB> weights;
+                const uint at = current + WEIGHT_ROWS + (sub_output + n * MATRIX) * STRIDE + 2 * k;
+                coopMatLoad(weights, tile, at, STRIDE, gl_CooperativeMatrixLayoutColumnMajor);
+                [[unroll]] for (uint m = 0; m < MATRICES_M; m++) {
+                    sums[m * MATRICES_N + n] = coopMatMulAdd(tokens[m], weights, sums[m * MATRICES_N + n]);
+                }
+            }
+        }
         if (BUFFERS == 1) {
             barrier();
+        } else {
+            current = BUFFER - current;
         }
-        store_source(other);
-        store_weights(other, next);
+        store_source(next_source, current);
+        store_weights(next_weights, current, next);
         barrier();
     }
     // Slices of the columns lie one after the other.
@@ -242,7 +244,7 @@ void main() {
         [[unroll]] for (uint n = 0; n < MATRICES_N; n++) {
             const uint token = first_token + sub_token + m * MATRIX;
             const uint column = target.first + sub_output + n * MATRIX;
-            store_result(result, target, slice, token, column, m * MATRICES_N + n);
+            store_result(result, target, slice, token, column, sums[m * MATRICES_N + n]);
         }
     }
 }

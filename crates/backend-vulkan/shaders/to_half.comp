@@ -44,6 +44,7 @@ void main() {
     }
     for (uint i = gl_LocalInvocationID.x; i < p.half_pitch; i += WORKGROUP) {
         const vec4 values = i < p.pitch ? p.source.at[row * p.pitch + i] * inverse : vec4(0.0);
-        p.target.at[row * p.half_pitch + i] = uvec2(packFloat2x16(f16vec2(values.xy)), packFloat2x16(f16vec2(values.zw)));
+        const f16vec4 halves = f16vec4(values);
+        p.target.at[row * p.half_pitch + i] = uvec2(packFloat2x16(halves.xy), packFloat2x16(halves.zw));
     }
 }

@@ -13,7 +13,7 @@ use tensor::{
 use crate::commands::{Commands, barrier, host_barrier, record_dispatches};
 use crate::context::Context;
 use crate::dispatch::Dispatch;
-use crate::kernel::attention::tiles;
+use crate::kernel::attention::{Decode, Scratch, tiles};
 use crate::kernel::matmul::{Path, path};
 use crate::kernel::matvec::COLUMNS_MAX;
 use crate::kernel::rope::{RopeAddresses, RopeTables};
@@ -22,7 +22,7 @@ use crate::pace::Pace;
 use crate::pipeline::Pipelines;
 use crate::place::{Buffers, Placed};
 use crate::plan::{Rope, Setting, Step, plan};
-use crate::record::{BatchAddresses, Counts, Recorder};
+use crate::record::{BatchAddresses, Counts, Recorder, attention_shape};
 use crate::upload::Uploader;
 
 /// Bytes that are copied to the processor at once.
@@ -55,6 +55,7 @@ pub(crate) struct VulkanLoaded {
     buffers: Buffers,
     ropes: HashMap<Rope, RopeAddresses>,
     batch: BatchMemory,
+    scratch: Scratch,
     staging: Slice,
     download: Slice,
     pace: Pace,
@@ -99,6 +100,7 @@ impl VulkanLoaded {
             outputs: buffers.extra(4 * options.outputs_max)?,
             tiles: buffers.extra(16 * options.tokens_max)?,
         };
+        let scratch = attention_scratch(context, program, options, &mut buffers)?;
         let tables = rope_tables(program, options);
         let mut placed = Vec::new();
         for (rope, tables) in tables {
@@ -129,6 +131,7 @@ impl VulkanLoaded {
             buffers,
             ropes,
             batch,
+            scratch,
             staging,
             download,
             pace: Pace::new(context.features().kind),
@@ -146,6 +149,8 @@ impl VulkanLoaded {
             buffers: &self.buffers,
             ropes: &self.ropes,
             batch: self.batch.addresses(),
+            scratch: self.scratch,
+            context: self.options.context_max,
             counts,
         };
         recorder.dispatches(&plan(&self.program, &setting))
@@ -170,7 +175,8 @@ impl VulkanLoaded {
             bytes[start..start + part.len()].copy_from_slice(part);
             start += slice.size as usize;
         }
-        Counts { tokens: tokens.len(), outputs: batch.outputs.len(), tiles: tiles.len() }
+        let single = batch.segments.iter().all(|segment| segment.tokens == 1);
+        Counts { tokens: tokens.len(), outputs: batch.outputs.len(), tiles: tiles.len(), single }
     }
 
     /// Copies the staged batch to the device.
@@ -322,6 +328,29 @@ fn settings(context: &Context, options: &LoadOptions) -> Vec<Setting> {
         .flat_map(|tokens| counts(options.outputs_max).map(move |outputs| (tokens, outputs)))
         .map(|(tokens, outputs)| setting(context, options, tokens, outputs))
         .collect()
+}
+
+/// Memory for attention over single tokens, for as many as there are sequences.
+fn attention_scratch(
+    context: &Context,
+    program: &Program,
+    options: &LoadOptions,
+    buffers: &mut Buffers,
+) -> Result<Scratch, BackendError> {
+    let (mut counters, mut partial) = (0, 0);
+    for op in program.ops().iter().filter(|op| matches!(op, Op::Attention { .. })) {
+        let shape = attention_shape(buffers, op);
+        for rows in 1..=options.sequences_max.min(options.tokens_max) {
+            if let Some(plan) = Decode::new(context.features(), &shape, rows, options.context_max) {
+                counters = counters.max(Decode::counter_bytes(&shape, rows));
+                partial = partial.max(plan.partial_bytes(&shape, rows));
+            }
+        }
+    }
+    Ok(Scratch {
+        counters: buffers.extra(counters as usize)?.address,
+        partial: buffers.extra(partial as usize)?.address,
+    })
 }
 
 /// The tables of every rope of the program.

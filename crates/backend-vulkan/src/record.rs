@@ -6,10 +6,10 @@ use tensor::{BufferId, Op, Program, Rows};
 
 use crate::dispatch::Dispatch;
 use crate::features::Features;
-use crate::kernel::attention::{Addresses, AttentionShape, prefill};
+use crate::kernel::attention::{Addresses, AttentionShape, Decode, Scratch, decode, prefill};
 use crate::kernel::cache_write::{CacheShape, cache_write};
 use crate::kernel::head_prepare::{HeadPrepare, head_prepare};
-use crate::kernel::matmul::{Product, matmul, matmul_matrix, tile};
+use crate::kernel::matmul::{matmul, matmul_matrix, tile};
 use crate::kernel::matvec::{COLUMNS_MAX, Gated, Input, gate_up, gated_tiling, matvec, tiling};
 use crate::kernel::norm::{Output, Scale, norm};
 use crate::kernel::rope::{RopeAddresses, rope};
@@ -34,7 +34,10 @@ pub(crate) struct BatchAddresses {
 pub(crate) struct Counts {
     pub(crate) tokens: usize,
     pub(crate) outputs: usize,
+    /// Tiles of consecutive tokens.
     pub(crate) tiles: usize,
+    /// Whether every token is one of its own sequence: decoding.
+    pub(crate) single: bool,
 }
 
 /// What dispatches are made from.
@@ -44,6 +47,10 @@ pub(crate) struct Recorder<'a> {
     pub(crate) buffers: &'a Buffers,
     pub(crate) ropes: &'a HashMap<Rope, RopeAddresses>,
     pub(crate) batch: BatchAddresses,
+    /// For [`attention::decode`].
+    pub(crate) scratch: Scratch,
+    /// Positions of a sequence.
+    pub(crate) context: usize,
     pub(crate) counts: Counts,
 }
 
@@ -159,25 +166,18 @@ impl Recorder<'_> {
 
     fn linear(&self, parts: &[(BufferId, BufferId)], input: BufferId, form: Form) -> Vec<Dispatch> {
         let rows = self.rows(input);
-        let products: Vec<Product> = parts
-            .iter()
-            .map(|&(weight, output)| Product {
-                weight: self.buffers.weight_of(weight),
-                output: self.buffers.view(output),
-            })
-            .collect();
+        let parts: Vec<(Weight, View)> =
+            parts.iter().map(|&(weight, output)| (self.buffers.weight_of(weight), self.buffers.view(output))).collect();
         match form {
             _ if rows == 0 => vec![],
             Form::Halfs => {
                 let tile = tile(self.features, rows);
-                matmul_matrix(self.features, &products, self.buffers.halfs(input), rows, tile, 0)
+                matmul_matrix(self.features, &parts, self.buffers.halfs(input), rows, tile, 0)
             }
             Form::Floats if rows > COLUMNS_MAX => {
-                vec![matmul(self.features, &products, self.buffers.view(input), rows)]
+                vec![matmul(self.features, &parts, self.buffers.view(input), rows)]
             }
             Form::Floats | Form::Quants => {
-                let parts: Vec<(Weight, View)> =
-                    products.iter().map(|product| (product.weight, product.output)).collect();
                 let all = parts.iter().map(|(weight, _)| weight.rows).sum();
                 let tiling = tiling(self.features, all, parts[0].0.units(), rows);
                 vec![matvec(self.features, &parts, self.input(input, form), rows, tiling)]
@@ -238,24 +238,44 @@ impl Recorder<'_> {
         vec![head_prepare(self.features, &arguments, self.counts.tokens)]
     }
 
-    fn attention(&self, op: &Op, _forms: Forms) -> Vec<Dispatch> {
-        let Op::Attention { query, keys, values, head_dim, window, scale, output } = *op else {
+    fn attention(&self, op: &Op, forms: Forms) -> Vec<Dispatch> {
+        let Op::Attention { query, keys, values, output, .. } = *op else {
             unreachable!("the plan puts no other op here")
         };
-        let (cache, keys) = self.buffers.cache_of(keys);
+        let shape = attention_shape(self.buffers, op);
+        let (_, keys) = self.buffers.cache_of(keys);
         let (_, values) = self.buffers.cache_of(values);
-        let (query, output) = (self.buffers.view(query), self.buffers.view(output));
-        let shape = AttentionShape {
-            heads: query.width / head_dim,
-            kv_heads: cache.width / head_dim,
-            head_dim,
-            window,
-            scale: scale.0,
-            cache_dtype: cache.dtype,
-            ring: cache.ring,
-        };
-        let addresses = Addresses { query: query.address, keys, values, output: output.address };
-        let Counts { tokens, tiles, .. } = self.counts;
-        vec![prefill(self.features, &shape, &addresses, self.batch.tiles, tiles, tokens)]
+        let (query, target) = (self.buffers.view(query), self.buffers.view(output));
+        let addresses = Addresses { query: query.address, keys, values, output: target.address };
+        let Counts { tokens, tiles, single, .. } = self.counts;
+        let decoding = single.then(|| Decode::new(self.features, &shape, tokens, self.context)).flatten();
+        if let Some(plan) = decoding {
+            let quantized = forms.quants.then(|| self.buffers.quants(output));
+            let rows = (self.batch.tokens, tokens);
+            return vec![decode(self.features, (&plan, &shape), &addresses, rows, self.scratch, quantized)];
+        }
+        let attention = prefill(self.features, &shape, &addresses, self.batch.tiles, tiles, tokens);
+        let quantize = forms.quants.then(|| self.convert(output, Form::Quants)).into_iter().flatten();
+        std::iter::once(attention).chain(quantize).collect()
+    }
+}
+
+/// What the kernels of attention need to know of an [`Op::Attention`].
+///
+/// # Panics
+/// If it is another op.
+pub(crate) fn attention_shape(buffers: &Buffers, op: &Op) -> AttentionShape {
+    let Op::Attention { query, keys, head_dim, window, scale, .. } = *op else {
+        unreachable!("`{}` is no attention", op.name())
+    };
+    let (cache, _) = buffers.cache_of(keys);
+    AttentionShape {
+        heads: buffers.view(query).width / head_dim,
+        kv_heads: cache.width / head_dim,
+        head_dim,
+        window,
+        scale: scale.0,
+        cache_dtype: cache.dtype,
+        ring: cache.ring,
     }
 }

@@ -25,7 +25,7 @@ Raw load_raw(Uvec4s weight, uint row, uint pitch, uint units, uint unit) {
 }
 
 void decode_half(Raw raw, uint k, out uvec4 quants, out float scale, out float offset) {
-    quants = (raw.values[k % 2] >> (4 * (k / 2))) & 0x0f0f0f0fu;
+    quants = ((k % 2 == 0 ? raw.values[0] : raw.values[1]) >> (4 * (k / 2))) & 0x0f0f0f0fu;
     const uvec2 groups = scales_and_minima(raw.head, raw.pair);
     const vec2 block = unpackHalf2x16(raw.head.x);
     scale = block.x * float(byte_of(groups.x, k / 2));

@@ -29,7 +29,10 @@ Raw load_raw(Uvec4s weight, uint row, uint pitch, uint units, uint unit) {
 }
 
 void decode_half(Raw raw, uint k, out uvec4 quants, out float scale, out float offset) {
-    quants = ((raw.low[k % 2] >> (4 * (k / 2))) & 0x0f0f0f0fu) | (((raw.high[k % 2] >> (k / 2)) & 0x01010101u) << 4);
+    // No index that a compiler may not know: that would put the arrays into memory.
+    const uvec4 low = k % 2 == 0 ? raw.low[0] : raw.low[1];
+    const uvec4 high = k % 2 == 0 ? raw.high[0] : raw.high[1];
+    quants = ((low >> (4 * (k / 2))) & 0x0f0f0f0fu) | (((high >> (k / 2)) & 0x01010101u) << 4);
     const uvec2 groups = scales_and_minima(raw.head, raw.pair);
     const vec2 block = unpackHalf2x16(raw.head.x);
     scale = block.x * float(byte_of(groups.x, k / 2));

@@ -5,7 +5,7 @@
 //! [`prefill_matrix`] is the same with matrix instructions. All read what [`super::cache_write`] or
 //! [`super::head_prepare`] wrote.
 
-//mod decode;
+mod decode;
 mod prefill;
 #[cfg(test)]
 pub(super) mod testing;
@@ -14,7 +14,7 @@ use tensor::DType;
 
 use super::cache_write::CacheShape;
 
-//pub(crate) use decode::{Decode, Quantized, decode};
+pub(crate) use decode::{Decode, Scratch, decode};
 pub(crate) use prefill::{TILE, Tile, prefill, tiles};
 
 /// What all kernels of attention need to know.

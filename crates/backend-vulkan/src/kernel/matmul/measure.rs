@@ -6,7 +6,7 @@ use std::time::Duration;
 use tensor::{BackendError, DType};
 
 use super::super::to_half::{Halves, to_half};
-use super::{Product, Tile, matmul, matmul_matrix, sum};
+use super::{Tile, matmul, matmul_matrix, sum};
 use crate::dispatch::Dispatch;
 use crate::kernel::{View, pitch};
 use crate::lab::Lab;
@@ -102,7 +102,7 @@ struct Bench {
     tokens: usize,
     files: Vec<Vec<u8>>,
     activations: Vec<f32>,
-    products: Vec<Product>,
+    products: Vec<(Weight, View)>,
     outputs: Vec<Slice>,
     input: View,
     halves: Halves,
@@ -126,7 +126,7 @@ impl Bench {
             weight.address = lab.upload(&vec![0; weight.bytes()])?.address;
             lab.run(&[repack(lab.features(), source, weight.address, dtype, rows, columns)])?;
             let output = lab.upload(&vec![0; tokens * pitch(rows) * 4])?;
-            products.push(Product { weight, output: View { address: output.address, width: rows } });
+            products.push((weight, View { address: output.address, width: rows }));
             outputs.push(output);
             files.push(file);
         }
@@ -137,8 +137,8 @@ impl Bench {
     fn error(&self, lab: &mut Lab) -> Result<f64, BackendError> {
         let mut worst = 0f64;
         let mut random = Random::new(9);
-        for ((file, product), &output) in self.files.iter().zip(&self.products).zip(&self.outputs) {
-            let rows = product.weight.rows;
+        for ((file, (weight, _)), &output) in self.files.iter().zip(&self.products).zip(&self.outputs) {
+            let rows = weight.rows;
             let found = lab.download(output, self.tokens * pitch(rows) * 4)?;
             let found: &[f32] = bytemuck::cast_slice(&found);
             let row_bytes = self.dtype.row_bytes(self.columns).expect("whole blocks");
@@ -167,13 +167,13 @@ impl Bench {
         let repeat = if name == "plain" { 2 } else { 20 };
         let operations = dispatches[0].operations;
         // A kernel that writes nothing must not find the last one's results.
-        let clear = self.products.iter().map(|product| sum(lab.features(), 0, 0, product.output, self.tokens));
+        let clear = self.products.iter().map(|&(_, output)| sum(lab.features(), 0, 0, output, self.tokens));
         lab.run(&clear.collect::<Vec<_>>())?;
         let time = lab.time(dispatches, repeat)? / repeat;
         let error = if name == TO_HALF { 0.0 } else { self.error(lab)? };
         let rate = operations as f64 / time.as_secs_f64() / 1e12;
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
-        let rows: Vec<String> = self.products.iter().map(|product| product.weight.rows.to_string()).collect();
+        let rows: Vec<String> = self.products.iter().map(|(weight, _)| weight.rows.to_string()).collect();
         let shape = format!("{}→{}", self.columns, rows.join("+"));
         let _ = writeln!(
             out,

@@ -29,8 +29,8 @@ pub(crate) enum Path {
 
 /// The kernel for weights of a format.
 ///
-/// With [`Precision::Fast`], f16 in place of f32 rounds activations and weights by less than the contract allows for the
-/// activations alone; weights of f32 don't allow any.
+/// With [`Precision::Fast`], f16 in place of f32 rounds activations and weights by less than the contract allows for
+/// the activations alone; weights of f32 don't allow any.
 pub(crate) fn path(features: &Features, precision: Precision, dtype: DType) -> Path {
     match (precision, dtype) {
         (Precision::F32, _) | (Precision::Fast, DType::F32) => Path::Plain,
@@ -56,22 +56,13 @@ pub(crate) fn path(features: &Features, precision: Precision, dtype: DType) -> P
     }
 }
 
-/// `output = input · weightᵀ`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Product {
-    /// `[out, columns]`.
-    pub(crate) weight: Weight,
-    /// `[tokens, out]`.
-    pub(crate) output: View,
-}
-
 /// Up to [`PRODUCTS_MAX`] products with one input, in f32. The weights have one format and one number of columns.
-pub(crate) fn matmul(features: &Features, products: &[Product], input: View, tokens: usize) -> Dispatch {
+pub(crate) fn matmul(features: &Features, products: &[(Weight, View)], input: View, tokens: usize) -> Dispatch {
     const OWN: usize = 4;
     let lanes = features.workgroup_max.min(256);
     // 16 or 8 by 16 invocations.
     let (tile_tokens, tile_outputs) = (OWN * lanes as usize / 16, OWN * 16);
-    let weight = products[0].weight;
+    let weight = products[0].0;
     assert_eq!(input.width, weight.columns);
     let constants = vec![tile_tokens as u32, tile_outputs as u32, OWN as u32];
     let mut kernel = kernel(features, format!("matmul.{}", weight.dtype), constants);
@@ -83,7 +74,7 @@ pub(crate) fn matmul(features: &Features, products: &[Product], input: View, tok
         kernel,
         push: push.number(weight.columns.div_ceil(32)),
         reads: vec![input.address],
-        writes: products.iter().map(|product| product.output.address).collect(),
+        writes: products.iter().map(|(_, output)| output.address).collect(),
         bytes: bytes(products, 4 * input.width, tokens),
         operations: operations(products, tokens),
         label: label("matmul", products, tokens),
@@ -137,30 +128,38 @@ pub(crate) fn tile(features: &Features, tokens: usize) -> Tile {
 }
 
 /// Up to [`PRODUCTS_MAX`] products with one input, with matrix instructions. The weights have one format, which is not
-/// f32, and one number of columns. A product of several slices is the only one, and needs scratch memory for all slices,
-/// each of the output's size.
+/// f32, and one number of columns. A product of several slices is the only one, and needs scratch memory for all of
+/// them, each of the output's size.
 pub(crate) fn matmul_matrix(
     features: &Features,
-    products: &[Product],
+    products: &[(Weight, View)],
     input: Halves,
     tokens: usize,
     tile: Tile,
     scratch: u64,
 ) -> Vec<Dispatch> {
-    let weight = products[0].weight;
+    let weight = products[0].0;
     assert_eq!(input.width, weight.columns);
     if tile.slices > 1 {
-        let [Product { weight, output }] = *products else { panic!("slices of several products") };
-        let slices = [Product { weight, output: View { address: scratch, ..output } }];
+        let [(weight, output)] = *products else { panic!("slices of several products") };
+        let slices = [(weight, View { address: scratch, ..output })];
         let product = matrix_dispatch(features, &slices, input, tokens, tile);
         return vec![product, sum(features, scratch, tile.slices, output, tokens)];
     }
     vec![matrix_dispatch(features, products, input, tokens, tile)]
 }
 
-fn matrix_dispatch(features: &Features, products: &[Product], input: Halves, tokens: usize, tile: Tile) -> Dispatch {
-    let weight = products[0].weight;
+fn matrix_dispatch(
+    features: &Features,
+    products: &[(Weight, View)],
+    input: Halves,
+    tokens: usize,
+    tile: Tile,
+) -> Dispatch {
+    let weight = products[0].0;
     let subgroup = matrix_subgroup(features).expect("a device with matrices");
+    let loads = tile.tokens.max(tile.outputs) * tile.step / 8 / (subgroup as usize * tile.subgroups());
+    assert!(loads <= 8, "an invocation loads at most 8 vectors a step, not {loads}");
     let constants = [tile.tokens, tile.outputs, tile.step, tile.sub.0, tile.sub.1, tile.buffers];
     let kernel = Kernel {
         shader: format!("matmul_matrix.{}", weight.dtype),
@@ -175,7 +174,7 @@ fn matrix_dispatch(features: &Features, products: &[Product], input: Halves, tok
         kernel,
         push: push.number(weight.columns.div_ceil(tile.step)),
         reads: vec![input.values, input.scales],
-        writes: products.iter().map(|product| product.output.address).collect(),
+        writes: products.iter().map(|(_, output)| output.address).collect(),
         bytes: bytes(products, 2 * input.width, tokens),
         operations: operations(products, tokens),
         label: label("matmul matrix", products, tokens),
@@ -199,37 +198,37 @@ pub(crate) fn sum(features: &Features, slices: u64, count: usize, output: View, 
 }
 
 /// Addresses of weights and outputs, then the rows of the weights.
-fn push_products(mut push: Push, products: &[Product]) -> Push {
-    let first = products[0].weight;
+fn push_products(mut push: Push, products: &[(Weight, View)]) -> Push {
+    let first = products[0].0;
     assert!(products.len() <= PRODUCTS_MAX);
-    for Product { weight, output } in products {
+    for (weight, output) in products {
         assert_eq!((weight.dtype, weight.columns, weight.rows), (first.dtype, first.columns, output.width));
     }
     let padded = |index: usize| products.get(index);
     for index in 0..PRODUCTS_MAX {
-        push = push.address(padded(index).map_or(0, |product| product.weight.address));
+        push = push.address(padded(index).map_or(0, |(weight, _)| weight.address));
     }
     for index in 0..PRODUCTS_MAX {
-        push = push.address(padded(index).map_or(0, |product| product.output.address));
+        push = push.address(padded(index).map_or(0, |(_, output)| output.address));
     }
-    (0..PRODUCTS_MAX).fold(push, |push, index| push.number(padded(index).map_or(0, |product| product.weight.rows)))
+    (0..PRODUCTS_MAX).fold(push, |push, index| push.number(padded(index).map_or(0, |(weight, _)| weight.rows)))
 }
 
-fn tiles(products: &[Product], tile_outputs: usize) -> u32 {
-    products.iter().map(|product| product.weight.rows.div_ceil(tile_outputs) as u32).sum()
+fn tiles(products: &[(Weight, View)], tile_outputs: usize) -> u32 {
+    products.iter().map(|(weight, _)| weight.rows.div_ceil(tile_outputs) as u32).sum()
 }
 
-fn bytes(products: &[Product], input: usize, tokens: usize) -> u64 {
-    let each = products.iter().map(|product| product.weight.bytes() + 4 * tokens * product.output.width);
+fn bytes(products: &[(Weight, View)], input: usize, tokens: usize) -> u64 {
+    let each = products.iter().map(|(weight, output)| weight.bytes() + 4 * tokens * output.width);
     (each.sum::<usize>() + input * tokens) as u64
 }
 
-fn operations(products: &[Product], tokens: usize) -> u64 {
-    products.iter().map(|product| 2 * (product.weight.rows * product.weight.columns * tokens) as u64).sum()
+fn operations(products: &[(Weight, View)], tokens: usize) -> u64 {
+    products.iter().map(|(weight, _)| 2 * (weight.rows * weight.columns * tokens) as u64).sum()
 }
 
-fn label(kernel: &str, products: &[Product], tokens: usize) -> String {
-    let rows: Vec<String> = products.iter().map(|product| product.weight.rows.to_string()).collect();
-    let weight = products[0].weight;
+fn label(kernel: &str, products: &[(Weight, View)], tokens: usize) -> String {
+    let rows: Vec<String> = products.iter().map(|(weight, _)| weight.rows.to_string()).collect();
+    let weight = products[0].0;
     format!("{kernel} {} {tokens}×{}→{}", weight.dtype, weight.columns, rows.join("+"))
 }
