@@ -217,6 +217,9 @@ pub(crate) struct BenchArgs {
     /// Tokens that are in the cache before
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "0")]
     pub(crate) depth: Vec<usize>,
+    /// Conversations that are decoded at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) sequences: u32,
     /// Numbers of threads; by default one per physical core
     #[arg(long, value_name = "N,…", value_delimiter = ',')]
     pub(crate) threads: Vec<usize>,

@@ -82,7 +82,7 @@ impl Machine for ThisMachine {
 }
 
 /// Loads a model into a device.
-pub(crate) type LoadInto<'a> = dyn Fn(&dyn Backend, &EngineOptions) -> Result<Engine, EngineError> + 'a;
+pub(crate) type LoadInto<'a> = dyn Fn(&dyn Device, &EngineOptions) -> Result<Engine, EngineError> + 'a;
 
 /// Loads a model into the device that was asked for.
 ///
@@ -173,9 +173,9 @@ fn reason(name: &str, error: &EngineError) -> Option<String> {
         | EngineError::NoSlot { .. }
         | EngineError::Logits { .. }
         | EngineError::Interrupted
-        | EngineError::Backend(
-            BackendError::Weight { .. } | BackendError::Logits { .. } | BackendError::Cancelled,
-        ) => None,
+        | EngineError::Backend(BackendError::Weight { .. } | BackendError::Logits { .. } | BackendError::Cancelled) => {
+            None
+        }
     }
 }
 
@@ -192,3 +192,6 @@ fn with_hint(error: BackendError) -> Error {
     }
     anyhow!("{text}\n\nhint: `lapidary inspect devices` lists what there is; `--device cpu` always works")
 }
+
+#[cfg(test)]
+pub(crate) mod fake;

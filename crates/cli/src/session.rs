@@ -9,7 +9,6 @@ use anyhow::{Context, Result, anyhow, bail};
 use checkpoint::{Checkpoint, Metadata};
 use engine::{Engine, EngineOptions, Sampling};
 use serde::Deserialize;
-use tensor::Backend;
 use text::{ChatTemplate, Tokenizer};
 
 use crate::args::{DeviceArg, LoadArgs, SamplingArgs};
@@ -63,7 +62,7 @@ impl Session {
         let Model { name, checkpoint } = model;
         let (engine, texts) = thread::scope(|scope| {
             let texts = scope.spawn(|| Ok::<_, anyhow::Error>((tokenizer(&checkpoint)?, template(&checkpoint)?)));
-            let load = |backend: &dyn Backend, options: &EngineOptions| Engine::load(&checkpoint, backend, options);
+            let load = |device: &dyn Device, options: &EngineOptions| Engine::load(&checkpoint, device, options);
             let engine = devices::load(machine, device, options, &load);
             (engine, texts.join())
         });

@@ -4,10 +4,10 @@ use anyhow::{Context, Result, ensure};
 use checkpoint::{CheckpointError, safetensors};
 use engine::{Engine, EngineOptions, ModelSource, Row};
 use serde_json::json;
-use tensor::{Backend, DType};
+use tensor::DType;
 
 use crate::args::LogitsArgs;
-use crate::devices::{self, ThisMachine};
+use crate::devices::{self, Device, ThisMachine};
 use crate::model_source::Model;
 use crate::session::outputs_max;
 use crate::{interrupt, output};
@@ -29,7 +29,7 @@ pub(crate) fn run(args: LogitsArgs) -> Result<()> {
         ..args.load.engine_options()
     };
     let mut engine = {
-        let load = |backend: &dyn Backend, options: &EngineOptions| Engine::load_source(&source, backend, options);
+        let load = |device: &dyn Device, options: &EngineOptions| Engine::load_source(&source, device, options);
         devices::load(&ThisMachine, args.load.device, &options, &load)?.0
     };
     interrupt::watch(engine.interrupt_handle());
