@@ -1,5 +1,8 @@
 //! Which device a model is loaded into. The one place that makes backends.
 
+#[cfg(test)]
+pub(crate) mod fake;
+
 use anyhow::{Error, Result, anyhow};
 use backend_cpu::CpuBackend;
 use backend_vulkan::{DeviceInfo, DeviceKind, VulkanBackend};
@@ -61,6 +64,11 @@ pub(crate) trait Machine {
 
     /// The processor.
     fn cpu(&self) -> Box<dyn Device>;
+
+    /// Says something about devices, in a line.
+    fn tell(&self, text: &str) {
+        output::notice(text);
+    }
 }
 
 /// The machine that this runs on.
@@ -121,13 +129,13 @@ fn load_anywhere(
             Ok((engine, device))
         }) {
             Ok(loaded) => {
-                tell(name, &reasons);
+                tell(machine, name, &reasons);
                 return Ok(loaded);
             }
             Err(error) => reasons.push(reason(name, &error).ok_or(error)?),
         }
     }
-    tell("the CPU", &reasons);
+    tell(machine, "the CPU", &reasons);
     let device = machine.cpu();
     Ok((load(&*device, options)?, device))
 }
@@ -140,9 +148,9 @@ fn candidates(machine: &dyn Machine) -> Vec<DeviceInfo> {
     gpus
 }
 
-fn tell(place: &str, reasons: &[String]) {
+fn tell(machine: &dyn Machine, place: &str, reasons: &[String]) {
     if !reasons.is_empty() {
-        output::notice(&format!("running on {place}: {}", reasons.join("; ")));
+        machine.tell(&format!("running on {place}: {}", reasons.join("; ")));
     }
 }
 
@@ -194,4 +202,59 @@ fn with_hint(error: BackendError) -> Error {
 }
 
 #[cfg(test)]
-pub(crate) mod fake;
+mod tests {
+    use super::fake::{Fault, Gpu, machine, no_memory};
+    use super::*;
+    use crate::model_source::Model;
+
+    /// The device that a machine's GPUs lead to, and what was said.
+    fn chosen(wanted: DeviceArg, gpus: Vec<Gpu>, options: &EngineOptions) -> Result<(Option<usize>, Vec<String>)> {
+        let machine = machine(gpus);
+        let checkpoint = Model::open(None)?.checkpoint;
+        let into = |device: &dyn Device, options: &EngineOptions| Engine::load(&checkpoint, device, options);
+        let (_, device) = load(machine, wanted, options, &into)?;
+        Ok((device.gpu().map(|gpu| gpu.index), machine.told()))
+    }
+
+    fn works(index: usize) -> Gpu {
+        Gpu::failing(index, vec![None])
+    }
+
+    #[test]
+    fn auto_takes_the_best_gpu_without_a_word_and_never_a_software_device() {
+        let choose = |gpus| chosen(DeviceArg::Auto, gpus, &EngineOptions::default()).unwrap();
+        assert_eq!(choose(vec![]), (None, vec![]));
+        assert_eq!(choose(vec![works(0).of_kind(DeviceKind::Software)]), (None, vec![]));
+        assert_eq!(choose(vec![works(0).of_kind(DeviceKind::Integrated), works(1)]), (Some(1), vec![]));
+        let broken = || Gpu::with_problem(0, "the driver lacks shaderInt8");
+        assert_eq!(choose(vec![broken(), works(1)]), (Some(1), vec![]));
+        let (index, told) = choose(vec![Gpu::failing(0, vec![Some(Fault::Load(no_memory))]), works(1)]);
+        assert_eq!((index, told.len()), (Some(1), 1));
+        assert!(told[0].starts_with("running on GPU 1: out of memory on GPU 0"), "{told:?}");
+    }
+
+    #[test]
+    fn auto_wants_room_for_a_conversation() {
+        let choose = |memory, context| {
+            let options = EngineOptions { context, ..EngineOptions::default() };
+            chosen(DeviceArg::Auto, vec![Gpu::with_memory(0, memory)], &options).unwrap()
+        };
+        // Weights of 19.2 MB, and a position of all caches takes 1 to 4 kB.
+        assert_eq!(choose(100_000_000, None), (Some(0), vec![]));
+        let (index, told) = choose(22_000_000, None);
+        assert_eq!((index, told.len()), (None, 1));
+        assert!(told[0].contains("with a context of 20") && told[0].ends_with("GPU 0 has 22.0 MB free"), "{told:?}");
+        // Who asks for less gets it.
+        assert_eq!(choose(22_000_000, Some(64)), (Some(0), vec![]));
+    }
+
+    #[test]
+    fn a_gpu_that_was_asked_for_is_taken_or_the_reason_is_an_error() {
+        let choose = |gpus| chosen(DeviceArg::Vulkan(Some(0)), gpus, &EngineOptions::default());
+        assert_eq!(choose(vec![works(0).of_kind(DeviceKind::Software)]).unwrap(), (Some(0), vec![]));
+        let error = choose(vec![Gpu::failing(0, vec![Some(Fault::Open(fake::problem))])]).unwrap_err().to_string();
+        assert!(error.contains("does not answer") && error.contains("hint: `lapidary inspect devices`"), "{error}");
+        let error = choose(vec![Gpu::with_memory(0, 1000)]).unwrap_err().to_string();
+        assert!(error.contains("out of memory") && error.contains("no context fits"), "{error}");
+    }
+}

@@ -14,6 +14,7 @@ mod output;
 mod progress;
 mod random_model;
 mod resident;
+mod runner;
 mod session;
 mod stream;
 

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, bail};
 use checkpoint::{Checkpoint, Metadata};
-use engine::{Engine, EngineOptions, Sampling};
+use engine::{EngineOptions, Sampling};
 use serde::Deserialize;
 use text::{ChatTemplate, Tokenizer};
 
 use crate::args::{DeviceArg, LoadArgs, SamplingArgs};
-use crate::devices::{self, Device, Machine, ThisMachine};
+use crate::devices::{Machine, ThisMachine};
 use crate::model_source::Model;
+use crate::runner::Runner;
 use crate::{gguf_text, interrupt};
 
 /// Bytes of logits that a pass for many outputs may have.
@@ -24,9 +25,7 @@ pub(crate) struct Session {
     /// What to call the model.
     pub(crate) name: String,
     /// Runs it.
-    pub(crate) engine: Engine,
-    /// Where it runs.
-    pub(crate) device: Box<dyn Device>,
+    pub(crate) runner: Runner,
     /// Its tokenizer.
     pub(crate) tokenizer: Tokenizer,
     /// Its chat template, or Gemma's.
@@ -60,15 +59,14 @@ impl Session {
     ) -> Result<Session> {
         let start = Instant::now();
         let Model { name, checkpoint } = model;
-        let (engine, texts) = thread::scope(|scope| {
+        let (runner, texts) = thread::scope(|scope| {
             let texts = scope.spawn(|| Ok::<_, anyhow::Error>((tokenizer(&checkpoint)?, template(&checkpoint)?)));
-            let load = |device: &dyn Device, options: &EngineOptions| Engine::load(&checkpoint, device, options);
-            let engine = devices::load(machine, device, options, &load);
-            (engine, texts.join())
+            (Runner::load(&checkpoint, machine, device, options), texts.join())
         });
         // A file that is wrong for the engine too is best explained by the engine.
-        let (engine, device) = engine?;
+        let mut runner = runner?;
         let (tokenizer, template) = texts.map_err(|_| anyhow!("reading the tokenizer failed"))??;
+        let engine = &runner.engine;
         let vocabulary = engine.config().vocabulary;
         if tokenizer.bos().is_some_and(|bos| bos as usize >= vocabulary) {
             bail!(
@@ -82,7 +80,8 @@ impl Session {
         stop_tokens.dedup();
         let generation = GenerationConfig::of(&checkpoint)?;
         interrupt::watch(engine.interrupt_handle());
-        Ok(Session { name, engine, device, tokenizer, template, stop_tokens, generation, load_time: start.elapsed() })
+        runner.keep(checkpoint);
+        Ok(Session { name, runner, tokenizer, template, stop_tokens, generation, load_time: start.elapsed() })
     }
 
     /// How to sample: what the command line says, then the model's files, then Gemma's defaults.

@@ -5,6 +5,7 @@ use engine::{Engine, Event, FinishReason, Request, SequenceId, Statistics};
 use serde_json::{Value, json};
 use text::{StopStrings, StreamingDetokenizer, Tokenizer};
 
+use crate::runner::Runner;
 use crate::{output, resident};
 
 /// A finished answer.
@@ -70,12 +71,16 @@ pub(crate) fn submit(engine: &mut Engine, kept: Option<SequenceId>, request: Req
     }
 }
 
-/// Works on a sequence until it is finished, and gives its text to `show` as soon as it is certain.
+/// How often a GPU may fail during one answer before the CPU goes on with it.
+const RESTARTS: usize = 1;
+
+/// Works on a sequence until it is finished, and gives its text to `show` as soon as it is certain. A GPU that fails
+/// meanwhile changes nothing but the time.
 ///
 /// # Errors
-/// A device that failed, or what `show` says.
+/// As [`Runner::step`], or what `show` says.
 pub(crate) fn answer(
-    engine: &mut Engine,
+    runner: &mut Runner,
     tokenizer: &Tokenizer,
     id: SequenceId,
     stops: &[String],
@@ -84,15 +89,16 @@ pub(crate) fn answer(
     let mut detokenizer = StreamingDetokenizer::new(tokenizer, true);
     let mut matcher = StopStrings::new(stops);
     let (mut text, mut tokens, mut stopped) = (String::new(), Vec::new(), false);
+    let mut restarts = RESTARTS;
     loop {
-        for event in engine.step()? {
+        for event in runner.step(&mut restarts)? {
             match event {
                 Event::Token { id: of, token } if of == id && !stopped => {
                     tokens.push(token);
                     let found = matcher.push(&detokenizer.push(token));
                     stopped = found.stop.is_some();
                     if stopped {
-                        engine.cancel(id);
+                        runner.engine.cancel(id);
                     }
                     text += &found.text;
                     show(&found.text)?;
@@ -115,27 +121,32 @@ pub(crate) fn answer(
 }
 
 /// One line about speed and memory.
-pub(crate) fn summary(engine: &Engine, statistics: &Statistics) -> String {
-    let used = engine.memory();
-    let memory = resident::peak().unwrap_or(used.weights + used.caches + used.scratch);
+pub(crate) fn summary(runner: &Runner, statistics: &Statistics) -> String {
+    let used = runner.engine.memory();
+    let used = used.weights + used.caches + used.scratch;
+    let memory = match runner.device.gpu() {
+        Some(gpu) => format!("{} of {}", output::bytes(used), gpu.features.name),
+        None => output::bytes(resident::peak().unwrap_or(used)),
+    };
     let reused = match statistics.reused_tokens {
         0 => String::new(),
         reused => format!(" (+ {reused} from the cache)"),
     };
     format!(
-        "prefill {} tokens{reused}, {} tokens/s · decode {} tokens, {} tokens/s · memory {}",
+        "prefill {} tokens{reused}, {} tokens/s · decode {} tokens, {} tokens/s · memory {memory}",
         statistics.prefill_tokens,
         output::rate(statistics.prefill_rate()),
         statistics.decode_tokens,
         output::rate(statistics.decode_rate()),
-        output::bytes(memory),
     )
 }
 
 /// The same for programs.
-pub(crate) fn summary_json(engine: &Engine, statistics: &Statistics) -> Value {
-    let used = engine.memory();
+pub(crate) fn summary_json(runner: &Runner, statistics: &Statistics) -> Value {
+    let used = runner.engine.memory();
     json!({
+        "device": runner.device.gpu().map_or("cpu".into(), |gpu| format!("vulkan:{}", gpu.index)),
+        "device_name": runner.device.gpu().map(|gpu| gpu.features.name.as_str()),
         "prompt_tokens": statistics.prompt_tokens,
         "reused_tokens": statistics.reused_tokens,
         "prefill": {

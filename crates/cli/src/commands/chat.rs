@@ -53,7 +53,7 @@ pub(crate) fn run(args: ChatArgs) -> Result<()> {
     let sampling = session.sampling(&args.sampling);
     let mut lines = Lines::new();
     if lines.is_terminal() {
-        output::notice(&format!("{}, context {}; /help tells more", session.name, session.engine.context()));
+        output::notice(&format!("{}, context {}; /help tells more", session.name, session.runner.engine.context()));
     }
     let system = args.answer.system.clone();
     let mut chat = Chat { session, args, sampling, system, turns: Vec::new(), kept: None };
@@ -106,7 +106,7 @@ impl Chat {
     fn restart(&mut self) {
         self.turns.clear();
         if let Some(id) = self.kept.take() {
-            self.session.engine.release(id);
+            self.session.runner.engine.release(id);
         }
     }
 
@@ -140,7 +140,7 @@ impl Chat {
             keep: true,
             ..Request::new(prompt)
         };
-        let engine = &mut self.session.engine;
+        let engine = &mut self.session.runner.engine;
         // A sequence that was cancelled before its first pass is gone.
         let kept = self.kept.take().filter(|&id| engine.statistics(id).is_some());
         let id = match stream::submit(engine, kept, request) {
@@ -153,12 +153,15 @@ impl Chat {
         self.kept = Some(id);
         let mut show = |text: &str| Ok(output::answer(text)?);
         let stops = &self.args.answer.stop;
-        let answer = stream::answer(engine, &self.session.tokenizer, id, stops, &mut show)?;
+        let answer = stream::answer(&mut self.session.runner, &self.session.tokenizer, id, stops, &mut show)?;
         output::answer("\n")?;
         if answer.end == End::ContextFull {
-            output::notice(&format!("the context of {} is full; /clear starts anew", self.session.engine.context()));
+            output::notice(&format!(
+                "the context of {} is full; /clear starts anew",
+                self.session.runner.engine.context()
+            ));
         }
-        output::notice(&stream::summary(&self.session.engine, &answer.statistics));
+        output::notice(&stream::summary(&self.session.runner, &answer.statistics));
         Ok(Some(answer.text).filter(|text| answer.end != End::Cancelled || !text.is_empty()))
     }
 

@@ -83,7 +83,7 @@ fn measure_texts(session: &mut Session, args: &EvaluateArgs, texts: &[String]) -
         let scored = &tokens[..tokens.len().min(args.limit.unwrap_or(usize::MAX).saturating_mul(PIECE_TOKENS))];
         let pieces = (scored.len() / PIECE_TOKENS) as u64;
         let mut progress = Progress::new(&name, Unit::Things("pieces"), pieces);
-        let result = perplexity(&mut session.engine, scored, bos, &mut |done, _| progress.set(done as u64));
+        let result = perplexity(&mut session.runner.engine, scored, bos, &mut |done, _| progress.set(done as u64));
         drop(progress);
         let result = result.with_context(|| format!("`{}`", path.display()))?;
         let Perplexity { pieces, mean_nll, .. } = result;
@@ -110,10 +110,10 @@ fn measure_texts(session: &mut Session, args: &EvaluateArgs, texts: &[String]) -
 }
 
 fn measure_instructions(session: &mut Session, instructions: &[evaluate::Instruction]) -> Result<Vec<Answer>> {
-    let Session { engine, tokenizer, template, stop_tokens, .. } = session;
+    let Session { runner, tokenizer, template, stop_tokens, .. } = session;
     let mut progress = Progress::new("instructions", Unit::Things("answers"), instructions.len() as u64);
     let prompting = Prompting { tokenizer, template, stop_tokens };
-    Ok(answer_instructions(engine, prompting, instructions, &mut |done, _| progress.set(done as u64))?)
+    Ok(answer_instructions(&mut runner.engine, prompting, instructions, &mut |done, _| progress.set(done as u64))?)
 }
 
 fn tell_instructions(args: &EvaluateArgs, answers: &[Answer]) -> Result<Value> {

@@ -45,9 +45,9 @@ pub(crate) fn run(args: RunArgs) -> Result<()> {
     let mut session = Session::load(model.as_deref(), &args.load)?;
     let request = request(&session, &args, prompt)?;
     let json = args.json;
-    let id = stream::submit(&mut session.engine, None, request)?;
+    let id = stream::submit(&mut session.runner.engine, None, request)?;
     let mut show = |text: &str| if json { Ok(()) } else { Ok(output::answer(text)?) };
-    let answer = stream::answer(&mut session.engine, &session.tokenizer, id, &args.answer.stop, &mut show)?;
+    let answer = stream::answer(&mut session.runner, &session.tokenizer, id, &args.answer.stop, &mut show)?;
     report(&session, &answer, json)?;
     interrupt::check()
 }
@@ -60,11 +60,11 @@ fn report(session: &Session, answer: &Answer, json: bool) -> Result<()> {
         if answer.end == End::ContextFull {
             output::notice(&format!(
                 "the context of {} is full; --context allows up to {}",
-                session.engine.context(),
-                session.engine.config().context
+                session.runner.engine.context(),
+                session.runner.engine.config().context
             ));
         }
-        output::notice(&stream::summary(&session.engine, &answer.statistics));
+        output::notice(&stream::summary(&session.runner, &answer.statistics));
         return Ok(());
     }
     let mut report = json!({
@@ -75,7 +75,7 @@ fn report(session: &Session, answer: &Answer, json: bool) -> Result<()> {
         "load_seconds": session.load_time.as_secs_f64(),
     });
     if let (Some(report), Some(statistics)) =
-        (report.as_object_mut(), stream::summary_json(&session.engine, &answer.statistics).as_object_mut())
+        (report.as_object_mut(), stream::summary_json(&session.runner, &answer.statistics).as_object_mut())
     {
         report.append(statistics);
     }

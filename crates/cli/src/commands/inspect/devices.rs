@@ -143,11 +143,11 @@ mod tests {
 
     #[test]
     fn a_gpu_is_described() {
-        let mut info = gpu(3, "Quartz", DeviceKind::Discrete);
+        let mut info = gpu(3);
         info.features.subgroup_range = (32, 64);
         info.features.matrix_f16 = Some(MatrixShape { m: 16, n: 8, k: 16 });
         let text = gpu_text(&info);
-        for part in ["vulkan:3: Quartz (discrete)", "32 to 64 on request", "integer dot       yes", "f16 16×8×16"] {
+        for part in ["vulkan:3: GPU 3 (discrete)", "32 to 64 on request", "integer dot       yes", "f16 16×8×16"] {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert_eq!(gpu_json(&info)["matrix_f16"]["n"], 8);
