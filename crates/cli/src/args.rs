@@ -220,6 +220,9 @@ pub(crate) struct BenchArgs {
     /// Conversations that are decoded at once
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(crate) sequences: u32,
+    /// Write what the device did, for chrome://tracing or Perfetto
+    #[arg(long, value_name = "FILE", conflicts_with = "write")]
+    pub(crate) trace: Option<PathBuf>,
     /// Numbers of threads; by default one per physical core
     #[arg(long, value_name = "N,…", value_delimiter = ',')]
     pub(crate) threads: Vec<usize>,

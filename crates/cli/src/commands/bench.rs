@@ -5,6 +5,7 @@
 mod latency;
 mod measure;
 mod report;
+mod trace;
 
 use std::cell::Cell;
 use std::time::Instant;
@@ -143,12 +144,22 @@ fn measure(args: &BenchArgs, cases: &[Case], engine: &mut Engine, report: &mut R
         output::notice(&report.heading());
     }
     let mut bench = Bench::new(engine, args.seed, context(cases));
+    if args.trace.is_some() && !trace::is_possible(&mut bench) {
+        bail!("the device keeps no times of its work, so there is no trace to write\n\nhint: --device vulkan");
+    }
     report.first_token(bench.first_token(args.warmup, args.repeat)?);
     tell(report.last_first_token())?;
     for &case in cases {
         let timing = bench.measure(case, args.warmup, args.repeat)?;
         report.add(timing, engine_cache(args));
         tell(report.last_line())?;
+    }
+    if let Some(trace) = trace::record(&mut bench, cases)? {
+        if let Some(path) = &args.trace {
+            trace.write(path)?;
+        }
+        report.traced(trace);
+        tell(report.tables())?;
     }
     Ok(())
 }

@@ -74,7 +74,7 @@ pub(super) struct Bench<'a> {
 }
 
 /// One run.
-pub(super) struct Run {
+struct Run {
     seconds: f64,
     /// In the order in which they were chosen.
     tokens: Vec<u32>,
@@ -121,23 +121,22 @@ impl<'a> Bench<'a> {
             if run >= warmup {
                 seconds.push(start.elapsed().as_secs_f64());
             }
-            self.until(|progress| progress.idle)?;
+            self.finish()?;
         }
         Ok(seconds)
     }
 
     /// One prompt behind a cache that is filled up to the depth.
-    pub(super) fn prefill(&mut self, case: Case) -> Result<Run> {
-        self.fill(case.depth, 1)?;
-        self.submit(case.depth + case.tokens, 1, 1)?;
-        let progress = self.until(|progress| progress.idle)?;
+    fn prefill(&mut self, case: Case) -> Result<Run> {
+        self.begin_prefill(case)?;
+        let progress = self.finish()?;
         let (timed, expected) = (progress.statistics.prefill_tokens, case.tokens);
         ensure!(timed == expected, "{timed} tokens were timed, expected {expected}");
         Ok(Run { seconds: progress.statistics.prefill_time.as_secs_f64(), tokens: progress.tokens })
     }
 
     /// Tokens of all sequences behind their first ones, which belong to the prompt's time.
-    pub(super) fn decode(&mut self, case: Case, latency: &mut Latency) -> Result<Run> {
+    fn decode(&mut self, case: Case, latency: &mut Latency) -> Result<Run> {
         self.begin(case)?;
         let (start, mut last, cpu) = (Instant::now(), Instant::now(), resident::cpu_time());
         let mut tokens = Vec::new();
@@ -154,6 +153,17 @@ impl<'a> Bench<'a> {
         let seconds = start.elapsed().as_secs_f64();
         latency.cpu_share = resident::cpu_time().zip(cpu).map(|(now, then)| (now - then).as_secs_f64() / seconds);
         Ok(Run { seconds, tokens })
+    }
+
+    /// Fills the cache and hands in the prompt.
+    pub(super) fn begin_prefill(&mut self, case: Case) -> Result<()> {
+        self.fill(case.depth, 1)?;
+        self.submit(case.depth + case.tokens, 1, 1)
+    }
+
+    /// Steps until nothing is left to do.
+    pub(super) fn finish(&mut self) -> Result<Progress> {
+        self.until(|progress| progress.idle)
     }
 
     /// Brings all sequences of a case to their first token.
@@ -180,7 +190,7 @@ impl<'a> Bench<'a> {
         let mut prompt = self.text[..depth].to_vec();
         prompt.push(self.other);
         self.submit_prompt(prompt, 0, sequences)?;
-        self.until(|progress| progress.idle)?;
+        self.finish()?;
         Ok(())
     }
 
@@ -227,7 +237,7 @@ impl<'a> Bench<'a> {
     }
 
     /// One step.
-    pub(super) fn step(&mut self) -> Result<Progress> {
+    fn step(&mut self) -> Result<Progress> {
         let mut progress = Progress::default();
         for event in self.engine.step()? {
             match event {
@@ -246,11 +256,11 @@ impl<'a> Bench<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     /// Tokens that were chosen.
-    pub(super) tokens: Vec<u32>,
+    tokens: Vec<u32>,
     /// Of a request that finished.
     statistics: Statistics,
     /// Whether nothing is left to do.
-    pub(super) idle: bool,
+    idle: bool,
 }
 
 /// FNV-1a with 64 bits (Fowler, Noll, Vo) of the tokens as little-endian words.

@@ -9,6 +9,7 @@ use tensor::{DType, MemoryUse, Precision};
 
 use super::Stored;
 use super::measure::{Case, FIRST_TOKEN_PROMPT, Measurement, Timing};
+use super::trace::Trace;
 use crate::devices::Device;
 use crate::{output, resident};
 
@@ -64,6 +65,8 @@ struct Load {
     memory: MemoryUse,
     /// Seconds from a short prompt to the first token.
     first_token: Vec<f64>,
+    /// What the device did, if it tells.
+    trace: Trace,
 }
 
 struct Line {
@@ -106,7 +109,7 @@ impl Report {
 
     /// The model was loaded somewhere.
     pub(super) fn loaded(&mut self, place: Place, memory: MemoryUse) {
-        self.loads.push(Load { place, memory, first_token: Vec::new() });
+        self.loads.push(Load { place, memory, first_token: Vec::new(), trace: Trace::default() });
     }
 
     /// Short prompts were answered, in so many seconds each.
@@ -114,6 +117,18 @@ impl Report {
         if let Some(load) = self.loads.last_mut() {
             load.first_token = seconds;
         }
+    }
+
+    /// The device told what it did.
+    pub(super) fn traced(&mut self, trace: Trace) {
+        if let Some(load) = self.loads.last_mut() {
+            load.trace = trace;
+        }
+    }
+
+    /// What the device did.
+    pub(super) fn tables(&self) -> String {
+        self.loads.last().map(|load| load.trace.tables(load.place.bandwidth)).unwrap_or_default()
     }
 
     /// A case was measured.
@@ -243,7 +258,7 @@ impl Report {
 }
 
 fn load_json(load: &Load) -> Value {
-    let Load { place, memory, first_token } = load;
+    let Load { place, memory, first_token, trace } = load;
     let gpu = place.threads.is_none();
     json!({
         "threads": place.threads,
@@ -255,6 +270,7 @@ fn load_json(load: &Load) -> Value {
             "caches_bytes": memory.caches,
             "scratch_bytes": memory.scratch,
         },
+        "device_work": trace.json(place.bandwidth),
         "first_token": { "prompt_tokens": FIRST_TOKEN_PROMPT, "seconds": first_token },
     })
 }
