@@ -19,8 +19,9 @@ const uint VECTORS = HEAD_DIM / VECTOR / TEAM; // of a lane
 const uint FOURS = VECTORS * (VECTOR / 4);
 const uint WIDTH = GROUP * HEAD_DIM;
 
-layout(buffer_reference, scalar, buffer_reference_align = 4) devicecoherent buffer Partials { float at[]; };
-layout(buffer_reference, scalar, buffer_reference_align = 8) devicecoherent buffer Statistics { vec2 at[]; };
+// Members and not blocks: the compiler ignores the qualifier of a block behind a pointer.
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer Partials { devicecoherent float at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 8) buffer Statistics { devicecoherent vec2 at[]; };
 
 layout(push_constant, scalar) uniform Push {
     Floats query;
