@@ -14,7 +14,11 @@ const STEP: usize = 4;
 const SPLITS_MAX: usize = 32;
 
 /// Elements of queries that one lane should hold at most; it needs as many registers again for the sums.
-const LANE_ELEMENTS: usize = 64;
+const LANE_ELEMENTS: usize = 32;
+
+/// Vectors of a position's keys that one lane should hold at most: 4 registers each, times [`STEP`], and the same for
+/// the values.
+const LANE_VECTORS: usize = 2;
 
 /// Bytes that parts of the scratch memory begin at a multiple of.
 const ALIGNMENT: u64 = 256;
@@ -54,7 +58,8 @@ impl Decode {
         let (vectors, subgroup) = (shape.head_dim / vector, features.subgroup as usize);
         let fits = |team: usize| team <= subgroup && vectors.is_multiple_of(team);
         let mut team = [8, 4, 2, 1].into_iter().find(|&team| fits(team))?;
-        while shape.head_dim * shape.group() / team > LANE_ELEMENTS && fits(2 * team) {
+        let full = |team: usize| shape.head_dim * shape.group() > LANE_ELEMENTS * team || vectors > LANE_VECTORS * team;
+        while full(team) && fits(2 * team) {
             team *= 2;
         }
         // Workgroups that keep the device busy, and their size.
@@ -207,8 +212,8 @@ mod tests {
         assert_eq!(plan(shape(32, 16, 128, None), 1, 8192), (8, 16));
         assert_eq!(plan(shape(32, 16, 128, None), 8, 8192), (8, 2));
         assert_eq!(plan(shape(32, 16, 128, Some(1024)), 1, 8192), (8, 8));
-        assert_eq!(plan(shape(4, 1, 256, None), 1, 8192), (16, 32));
-        assert_eq!(plan(shape(4, 1, 256, None), 1, 100), (16, 2));
+        assert_eq!(plan(shape(4, 1, 256, None), 1, 8192), (32, 32));
+        assert_eq!(plan(shape(4, 1, 256, None), 1, 100), (32, 4));
         assert_eq!(Decode::new(&features, &shape(5, 1, 6, None), 1, 100), None);
     }
 }
