@@ -5,7 +5,7 @@ use tensor::DType;
 use super::super::kernel;
 use super::{Addresses, AttentionShape};
 use crate::dispatch::{Dispatch, Push};
-use crate::features::Features;
+use crate::features::{DeviceKind, Features};
 
 /// Most tokens of a [`Tile`].
 pub(crate) const TILE: usize = 32;
@@ -54,7 +54,9 @@ pub(crate) fn prefill(
     let mut kernel = kernel(features, shape.cache().shader("attention_prefill"), shape.constants());
     let heads = if shape.group().is_multiple_of(2) && features.workgroup_max >= 256 { 2 } else { 1 };
     kernel.workgroup = 128 * heads;
-    kernel.constants.push(heads);
+    // Lavapipe takes seconds to compile what is written out, and gains nothing from it.
+    let unroll = if features.kind == DeviceKind::Software { 1 } else { 4 };
+    kernel.constants.extend([heads, unroll]);
     dispatch(kernel, shape, addresses, tiles, "prefill", [tile_count, shape.heads / heads as usize, tokens])
 }
 
