@@ -95,6 +95,12 @@ impl AttentionShape {
 mod tests {
     use super::*;
     use crate::context::Context;
+    use crate::dispatch::Dispatch;
+    use crate::features::Features;
+    use crate::kernel::View;
+    use crate::kernel::cache_write::cache_write;
+    use crate::kernel::head_prepare::{HeadPrepare, head_prepare};
+    use crate::kernel::rope::{RopeAddresses, rope};
     use crate::pipeline::Pipelines;
 
     /// Pipelines are made but not run, so that this says something about a driver without its device too.
@@ -113,20 +119,45 @@ mod tests {
             for cache_dtype in [DType::F32, DType::F16, DType::Q8_0] {
                 let (window, scale, ring) = (Some(1024), 0.1, 2048);
                 let shape = AttentionShape { heads, kv_heads, head_dim, window, scale, cache_dtype, ring };
-                let addresses = Addresses { query: 0, keys: 0, values: 0, output: 0 };
-                let plan = Decode::new(features, &shape, 1, 8192).expect("a fast path");
-                let quantized = Some(Quantized { values: 0, meta: 0 });
-                let mut dispatches = vec![
-                    prefill(features, &shape, &addresses, 0, 1, 1),
-                    decode(features, (&plan, &shape), &addresses, (0, 1), 0, quantized),
-                ];
-                dispatches.extend(prefill_matrix(features, &shape, &addresses, 0, 1, 1));
-                for dispatch in dispatches {
+                for dispatch in every_kernel(features, &shape) {
                     pipelines.get(&dispatch.kernel).unwrap_or_else(|error| panic!("{}: {error}", dispatch.label));
                 }
             }
         }
         // A driver without its device can't wait for it, as dropping does.
         std::mem::forget((pipelines, context));
+    }
+
+    /// The kernels between the projections, with addresses of nothing.
+    fn every_kernel(features: &Features, shape: &AttentionShape) -> Vec<Dispatch> {
+        let [query, key] =
+            [shape.heads, shape.kv_heads].map(|heads| View { address: 0, width: heads * shape.head_dim });
+        let tables = RopeAddresses { fine: 0, coarse: 0 };
+        let arguments = HeadPrepare {
+            query,
+            key,
+            value: key,
+            query_weight: 0,
+            key_weight: 0,
+            epsilon: 1e-6,
+            head_dim: shape.head_dim,
+            tables,
+            tokens: 0,
+            cache: shape.cache(),
+            keys: 0,
+            values: 0,
+        };
+        let addresses = Addresses { query: 0, keys: 0, values: 0, output: 0 };
+        let plan = Decode::new(features, shape, 1, 8192).expect("a fast path");
+        let quantized = Some(Quantized { values: 0, meta: 0 });
+        let mut dispatches = vec![
+            rope(features, query, shape.head_dim, tables, 0, 1),
+            cache_write(features, shape.cache(), key, 0, 0, 1),
+            head_prepare(features, &arguments, 1),
+            prefill(features, shape, &addresses, 0, 1, 1),
+            decode(features, (&plan, shape), &addresses, (0, 1), 0, quantized),
+        ];
+        dispatches.extend(prefill_matrix(features, shape, &addresses, 0, 1, 1));
+        dispatches
     }
 }
