@@ -7,7 +7,8 @@
 #include "types.glsl"
 #include "attention.glsl"
 
-layout(constant_id = 5) const uint HEADS = 1; // 1 or 2; WORKGROUP is 128 times it
+layout(constant_id = 5) const uint HEADS = 1;  // 1 or 2; WORKGROUP is 128 times it
+layout(constant_id = 6) const uint UNROLL = 4; // steps of the products' loops that are written out: 1, 2 or 4
 const uint TOKENS = 32;
 const uint KEYS = 64;
 const uint DEPTH = 16; // elements of queries and keys in shared memory at a time
@@ -62,6 +63,10 @@ vec4 cached_four(Uvec4s cache, uint line, uint start, uint i) {
     return four;
 }
 
+bool is_visible(uint position, uint row_position, bool row_is_live) {
+    return row_is_live && position <= row_position && row_position - position < p.window;
+}
+
 void main() {
     const uint thread = invocation();
     const uvec4 tile = p.tiles.at[gl_WorkGroupID.x];
@@ -108,8 +113,8 @@ void main() {
             }
             barrier();
             if (is_live) {
-                [[dont_unroll]] for (uint k = 0; k < DEPTH; k += 4) {
-                    [[unroll]] for (uint j = 0; j < 4; j++) {
+                [[dont_unroll]] for (uint k = 0; k < DEPTH; k += UNROLL) {
+                    [[unroll]] for (uint j = 0; j < UNROLL; j++) {
                         const vec4 rows = query_part[(k + j) * ROW_STRIDE + row_four];
                         const vec4 keys = cached_part[(k + j) * KEY_STRIDE + column_four];
                         [[unroll]] for (uint r = 0; r < 4; r++) {
@@ -127,23 +132,26 @@ void main() {
         barrier();
 
         // Softmax.
-        float weights[KEYS / 4];
         const float before = largest;
-        [[unroll]] for (uint i = 0; i < KEYS / 4; i++) {
-            const uint key = i * 4 + quarter;
-            const uint position = start + key;
-            const bool is_visible = row_is_live && position <= row_position && row_position - position < p.window;
-            weights[i] = is_visible ? scores[key * ROW_STRIDE + row / 4][row % 4] : 2.0 * LOWEST;
-            largest = max(largest, weights[i]);
+        [[dont_unroll]] for (uint i = quarter; i < KEYS; i += 4 * UNROLL) {
+            [[unroll]] for (uint j = 0; j < 4 * UNROLL; j += 4) {
+                if (is_visible(start + i + j, row_position, row_is_live)) {
+                    largest = max(largest, scores[(i + j) * ROW_STRIDE + row / 4][row % 4]);
+                }
+            }
         }
         largest = max(largest, subgroupShuffleXor(largest, 1));
         largest = max(largest, subgroupShuffleXor(largest, 2));
         const float factor = exp2(before - largest);
         float added = 0.0;
-        [[unroll]] for (uint i = 0; i < KEYS / 4; i++) {
-            const float weight = weights[i] > LOWEST ? exp2(weights[i] - largest) : 0.0;
-            added += weight;
-            scores[(i * 4 + quarter) * ROW_STRIDE + row / 4][row % 4] = weight;
+        [[dont_unroll]] for (uint i = quarter; i < KEYS; i += 4 * UNROLL) {
+            [[unroll]] for (uint j = 0; j < 4 * UNROLL; j += 4) {
+                const uint at = (i + j) * ROW_STRIDE + row / 4;
+                const float weight = exp2(scores[at][row % 4] - largest);
+                const float seen = is_visible(start + i + j, row_position, row_is_live) ? weight : 0.0;
+                added += seen;
+                scores[at][row % 4] = seen;
+            }
         }
         added += subgroupShuffleXor(added, 1);
         added += subgroupShuffleXor(added, 2);
@@ -166,8 +174,8 @@ void main() {
                 }
                 barrier();
                 if (is_live) {
-                    [[dont_unroll]] for (uint key = 0; key < 32; key += 4) {
-                        [[unroll]] for (uint j = 0; j < 4; j++) {
+                    [[dont_unroll]] for (uint key = 0; key < 32; key += UNROLL) {
+                        [[unroll]] for (uint j = 0; j < UNROLL; j++) {
                             const vec4 rows = scores[(part + key + j) * ROW_STRIDE + row_four];
                             const vec4 values = cached_part[(key + j) * 16 + column_four];
                             [[unroll]] for (uint r = 0; r < 4; r++) {
