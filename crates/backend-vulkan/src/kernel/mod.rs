@@ -10,6 +10,7 @@ pub(crate) mod matvec;
 pub(crate) mod norm;
 pub(crate) mod quantize;
 pub(crate) mod rms_norm;
+pub(crate) mod sample;
 pub(crate) mod select_outputs;
 
 use crate::features::Features;
