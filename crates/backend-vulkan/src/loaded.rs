@@ -149,6 +149,7 @@ impl VulkanLoaded {
             buffers: &self.buffers,
             ropes: &self.ropes,
             batch: self.batch.addresses(),
+            matrices: setting.matrices,
             scratch: self.scratch,
             context: self.options.context_max,
             counts,
