@@ -42,6 +42,15 @@ impl VulkanBackend {
         Ok(VulkanBackend { context: Context::open(index)? })
     }
 
+    /// Bytes per second that a large copy inside of the device's memory reads and writes.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`]: not measured yet.
+    pub fn copy_bandwidth(&self) -> Result<f64, BackendError> {
+        let problem = "its copies are not measured yet".into();
+        Err(BackendError::Unsupported { device: self.context.features().name.clone(), problem })
+    }
+
     /// The device.
     pub fn device(&self) -> &DeviceInfo {
         &self.context.info

@@ -12,6 +12,9 @@ use crate::failure::Usage;
 const MODEL_HELP: &str = "A folder with config.json and *.safetensors, a .gguf file, or owner/repo[:QUANT] from the \
                           local Hugging Face cache; without it the small model that is built in";
 
+const DEVICE_HELP: &str = "Where it runs: auto, cpu, vulkan or vulkan:N; `lapidary inspect devices` lists them. auto \
+                           takes the best GPU that the model fits into, else the CPU";
+
 /// Runs Gemma 3 on this machine
 #[derive(Debug, Parser)]
 #[command(name = "lapidary", version, max_term_width = 100, disable_help_subcommand = false)]
@@ -55,18 +58,19 @@ pub(crate) struct LoadArgs {
     /// Threads; by default one per physical core
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
-    /// Where it runs: auto or cpu
-    #[arg(long, default_value = "auto", value_parser = device)]
-    pub(crate) device: Device,
+    #[arg(long, default_value = "auto", value_parser = device, help = DEVICE_HELP)]
+    pub(crate) device: DeviceArg,
 }
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Device {
-    /// The best one that there is.
+pub(crate) enum DeviceArg {
+    /// The best one that the model fits into.
     Auto,
     /// The processor.
     Cpu,
+    /// The GPU of a number, or the best one.
+    Vulkan(Option<usize>),
 }
 
 /// How products are computed.
@@ -192,6 +196,9 @@ pub(crate) struct BenchArgs {
     /// Random weights in the shape of a published size: 270m, 1b, 4b, 12b or 27b
     #[arg(long, value_name = "SIZE")]
     pub(crate) shape: Option<String>,
+    /// Only the first N layers of the shape
+    #[arg(long, value_name = "N", requires = "shape", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) layers: Option<u32>,
     /// Format of the random weights
     #[arg(long, value_name = "FORMAT", default_value = "q4_0", value_parser = weight_format)]
     pub(crate) format: DType,
@@ -210,6 +217,9 @@ pub(crate) struct BenchArgs {
     /// Tokens that are in the cache before
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "0")]
     pub(crate) depth: Vec<usize>,
+    /// Conversations that are decoded at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) sequences: u32,
     /// Numbers of threads; by default one per physical core
     #[arg(long, value_name = "N,…", value_delimiter = ',')]
     pub(crate) threads: Vec<usize>,
@@ -231,6 +241,8 @@ pub(crate) struct BenchArgs {
     /// How products are computed
     #[arg(long, value_enum, default_value_t = PrecisionArg::Fast)]
     pub(crate) precision: PrecisionArg,
+    #[arg(long, default_value = "auto", value_parser = device, help = DEVICE_HELP)]
+    pub(crate) device: DeviceArg,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
@@ -386,14 +398,17 @@ fn threads(text: &str) -> Result<usize, Usage> {
     number.ok_or_else(|| Usage("expected a number from 1 to 1024".into()))
 }
 
-fn device(name: &str) -> Result<Device, Usage> {
+fn device(name: &str) -> Result<DeviceArg, Usage> {
+    const EXPECTED: &str = "expected auto, cpu, vulkan or vulkan:N";
     match name {
-        "auto" => Ok(Device::Auto),
-        "cpu" => Ok(Device::Cpu),
-        _ if name == "npu" || name == "vulkan" || name.starts_with("vulkan:") => {
-            Err(Usage(format!("{name} is not supported yet; expected auto or cpu")))
+        "auto" => Ok(DeviceArg::Auto),
+        "cpu" => Ok(DeviceArg::Cpu),
+        "vulkan" => Ok(DeviceArg::Vulkan(None)),
+        "npu" => Err(Usage(format!("npu is not supported yet; {EXPECTED}"))),
+        _ => {
+            let number = name.strip_prefix("vulkan:").and_then(|number| number.parse().ok());
+            number.map(|number| DeviceArg::Vulkan(Some(number))).ok_or_else(|| Usage(EXPECTED.into()))
         }
-        _ => Err(Usage("expected auto or cpu".into())),
     }
 }
 
@@ -412,8 +427,11 @@ mod tests {
     fn formats_and_devices_are_read() {
         assert_eq!(output_format("Q8_0").unwrap(), DType::Q8_0);
         assert_eq!(output_format("q6_k").unwrap_err().to_string(), "expected q8_0, q4_0, f16 or bf16");
-        assert_eq!(device("auto").unwrap(), Device::Auto);
-        assert!(device("vulkan:1").unwrap_err().to_string().contains("not supported yet"));
-        assert!(device("tpu").is_err() && threads("0").is_err());
+        assert_eq!(device("auto").unwrap(), DeviceArg::Auto);
+        assert_eq!(device("vulkan").unwrap(), DeviceArg::Vulkan(None));
+        assert_eq!(device("vulkan:1").unwrap(), DeviceArg::Vulkan(Some(1)));
+        assert!(device("npu").unwrap_err().to_string().contains("not supported yet"));
+        assert!(["tpu", "vulkan:", "vulkan:x", "vulkan:-1"].iter().all(|name| device(name).is_err()));
+        assert!(threads("0").is_err());
     }
 }

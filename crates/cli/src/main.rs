@@ -5,6 +5,7 @@
 
 mod args;
 mod commands;
+mod devices;
 mod failure;
 mod gguf_text;
 mod interrupt;

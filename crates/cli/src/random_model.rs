@@ -19,7 +19,9 @@ use crate::{gguf_text, interrupt};
 /// Standard deviation of the weights, that of Gemma's initialisation: activations stay finite.
 const DEVIATION: f32 = 0.02;
 /// Different blocks of a format; a power of two.
-const POOL: usize = 1 << 12;
+const POOL: usize = 1 << 14;
+/// Blocks of the pool that are copied at once: copies of single blocks would take longer than to load the model.
+const RUN_BLOCKS: usize = 1 << 7;
 /// Weights of a block of a format that has none of its own.
 const RUN: usize = 32;
 
@@ -77,10 +79,11 @@ impl RandomModel {
         let pool = self.pools.iter().find(|(of, _)| *of == format).map_or(&[][..], |(_, pool)| pool);
         let block = pool.len() / POOL;
         let mut bytes = vec![0; len];
-        let part = (len / block).div_ceil(self.threads).max(1) * block;
+        // Whole runs, so that the bytes don't depend on the number of threads.
+        let part = (len / (RUN_BLOCKS * block)).div_ceil(self.threads).max(1) * RUN_BLOCKS;
         thread::scope(|scope| {
-            for (number, part) in bytes.chunks_mut(part).enumerate() {
-                scope.spawn(move || fill(part, pool, block, mix(seed ^ number as u64)));
+            for (number, bytes) in bytes.chunks_mut(part * block).enumerate() {
+                scope.spawn(move || fill(bytes, pool, block, seed, number * part / RUN_BLOCKS));
             }
         });
         bytes
@@ -164,13 +167,11 @@ pub(crate) fn fitting(format: DType, columns: usize) -> DType {
     if smaller.row_bytes(columns).is_some() { smaller } else { DType::F16 }
 }
 
-/// Fills `bytes` with blocks of the pool, chosen by a counter.
-fn fill(bytes: &mut [u8], pool: &[u8], block: usize, seed: u64) {
-    const BITS: u32 = POOL.trailing_zeros();
-    let mut choice = 0;
-    for (index, into) in bytes.chunks_mut(block).enumerate() {
-        choice = if index % 5 == 0 { mix(seed.wrapping_add(index as u64)) } else { choice >> BITS };
-        let at = (choice as usize % POOL) * block;
+/// Fills `bytes` with runs of blocks of the pool: where each begins there is chosen by its number, counted from `first`.
+fn fill(bytes: &mut [u8], pool: &[u8], block: usize, seed: u64, first: usize) {
+    for (number, into) in bytes.chunks_mut(RUN_BLOCKS * block).enumerate() {
+        let choice = mix(seed.wrapping_add((first + number) as u64));
+        let at = choice as usize % (POOL - RUN_BLOCKS + 1) * block;
         into.copy_from_slice(&pool[at..at + into.len()]);
     }
 }
@@ -271,7 +272,7 @@ mod tests {
             model.open(name).unwrap().bytes().to_vec()
         };
         let (first, second) = ("blk.0.ffn_up.weight", "blk.1.ffn_up.weight");
-        assert_eq!(open(2, 1, first), open(2, 1, first));
+        assert_eq!(open(2, 1, first), open(7, 1, first));
         assert_ne!(open(2, 1, first), open(2, 1, second));
         assert_ne!(open(2, 1, first), open(2, 2, first));
         assert_eq!(open(1, 1, first).len(), 640 * 2048 / 32 * 18);

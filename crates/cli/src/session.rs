@@ -6,13 +6,13 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, bail};
-use backend_cpu::CpuBackend;
 use checkpoint::{Checkpoint, Metadata};
 use engine::{Engine, EngineOptions, Sampling};
 use serde::Deserialize;
 use text::{ChatTemplate, Tokenizer};
 
-use crate::args::SamplingArgs;
+use crate::args::{DeviceArg, LoadArgs, SamplingArgs};
+use crate::devices::{self, Device, Machine, ThisMachine};
 use crate::model_source::Model;
 use crate::{gguf_text, interrupt};
 
@@ -25,6 +25,8 @@ pub(crate) struct Session {
     pub(crate) name: String,
     /// Runs it.
     pub(crate) engine: Engine,
+    /// Where it runs.
+    pub(crate) device: Box<dyn Device>,
     /// Its tokenizer.
     pub(crate) tokenizer: Tokenizer,
     /// Its chat template, or Gemma's.
@@ -42,24 +44,30 @@ impl Session {
     ///
     /// # Errors
     /// Whatever is wrong with the files, options that make no sense, memory that is not there.
-    pub(crate) fn load(argument: Option<&str>, options: &EngineOptions) -> Result<Session> {
-        Session::of_model(Model::open(argument)?, options)
+    pub(crate) fn load(argument: Option<&str>, args: &LoadArgs) -> Result<Session> {
+        Session::of_model(Model::open(argument)?, &ThisMachine, args.device, &args.engine_options())
     }
 
     /// Loads a model whose files are open.
     ///
     /// # Errors
     /// As [`Session::load`].
-    pub(crate) fn of_model(model: Model, options: &EngineOptions) -> Result<Session> {
+    pub(crate) fn of_model(
+        model: Model,
+        machine: &'static dyn Machine,
+        device: DeviceArg,
+        options: &EngineOptions,
+    ) -> Result<Session> {
         let start = Instant::now();
         let Model { name, checkpoint } = model;
         let (engine, texts) = thread::scope(|scope| {
             let texts = scope.spawn(|| Ok::<_, anyhow::Error>((tokenizer(&checkpoint)?, template(&checkpoint)?)));
-            let engine = Engine::load(&checkpoint, &CpuBackend::new(), options);
+            let load = |device: &dyn Device, options: &EngineOptions| Engine::load(&checkpoint, device, options);
+            let engine = devices::load(machine, device, options, &load);
             (engine, texts.join())
         });
         // A file that is wrong for the engine too is best explained by the engine.
-        let engine = engine?;
+        let (engine, device) = engine?;
         let (tokenizer, template) = texts.map_err(|_| anyhow!("reading the tokenizer failed"))??;
         let vocabulary = engine.config().vocabulary;
         if tokenizer.bos().is_some_and(|bos| bos as usize >= vocabulary) {
@@ -74,7 +82,7 @@ impl Session {
         stop_tokens.dedup();
         let generation = GenerationConfig::of(&checkpoint)?;
         interrupt::watch(engine.interrupt_handle());
-        Ok(Session { name, engine, tokenizer, template, stop_tokens, generation, load_time: start.elapsed() })
+        Ok(Session { name, engine, device, tokenizer, template, stop_tokens, generation, load_time: start.elapsed() })
     }
 
     /// How to sample: what the command line says, then the model's files, then Gemma's defaults.

@@ -303,7 +303,7 @@ fn wrong_usage_gets_a_message_and_exit_code_2() {
         (&["run", "--no-such-flag", "Hello"], &["--no-such-flag"]),
         (&["fly"], &["fly"]),
         (&["run", "--temperature", "hot", "Hello"], &["hot"]),
-        (&["run", "--device", "vulkan", "Hello"], &["not supported yet"]),
+        (&["run", "--device", "vulkan:x", "Hello"], &["expected auto, cpu, vulkan or vulkan:N"]),
         (&["run", "--device", "npu", "Hello"], &["not supported yet"]),
         (&["run", "--cache-type", "q4_0", "Hello"], &["f16, q8_0 or f32"]),
         (&["tokenize"], &["TEXT"]),

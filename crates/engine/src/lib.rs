@@ -41,6 +41,7 @@ pub mod schedule;
 mod sequence;
 mod source;
 mod step;
+mod trace;
 
 pub use cancel::{CancelHandle, InterruptHandle};
 pub use error::EngineError;

@@ -24,6 +24,8 @@ pub struct Engine {
     pub(crate) loaded: Box<dyn Loaded>,
     /// Whether the device chooses tokens itself.
     pub(crate) decodes: bool,
+    /// Whether it did so in the last step.
+    pub(crate) went_on_alone: bool,
     /// What was asked for.
     pub(crate) wanted: EngineOptions,
     pub(crate) signals: Signals,
@@ -96,6 +98,7 @@ impl Engine {
             limits,
             loaded,
             decodes: capabilities.decodes,
+            went_on_alone: false,
             wanted: options.clone(),
             signals: Signals::default(),
             sequences: Vec::new(),

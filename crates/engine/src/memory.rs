@@ -25,15 +25,20 @@ pub(crate) fn plan(
     }
     let fits = longest(program, options, wanted.context_max, available);
     match (options.context, fits) {
-        (None, Some(context)) => Ok(options.load_options(context)),
+        (None, Some(context)) if context >= options.context_min => Ok(options.load_options(context)),
         (_, fits) => {
-            let used = required_memory(program, &wanted);
+            // Told is the least that would do.
+            let least = match options.context {
+                None if options.context_min > 1 => options.load_options(options.context_min.min(wanted.context_max)),
+                _ => wanted,
+            };
+            let used = required_memory(program, &least);
             Err(EngineError::OutOfMemory {
                 weights: used.weights,
                 caches: used.caches,
                 scratch: used.scratch,
                 available,
-                context: wanted.context_max,
+                context: least.context_max,
                 fits,
             })
         }
@@ -85,6 +90,9 @@ mod tests {
         let asked = EngineOptions { context: Some(8192), ..options.clone() };
         let error = plan(&program, &asked, 8192, all - 1).unwrap_err();
         assert!(error.to_string().ends_with(&format!("hint: a context of {} fits", less.context_max)), "{error}");
+        let roomy = EngineOptions { context_min: less.context_max + 1, ..options.clone() };
+        let error = plan(&program, &roomy, 8192, all - 1).unwrap_err();
+        assert!(error.to_string().contains(&format!("a context of {}", less.context_max + 1)), "{error}");
         let error = plan(&program, &options, 8192, 1000).unwrap_err();
         assert!(error.to_string().contains("no context fits"), "{error}");
     }

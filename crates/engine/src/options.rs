@@ -10,6 +10,8 @@ use crate::EngineError;
 pub struct EngineOptions {
     /// Positions per sequence; `None` for the smallest of 8,192, the model's limit and what fits into memory.
     pub context: Option<usize>,
+    /// Where `context` is `None`, the shortest one that is worth loading; less if the model's limit is.
+    pub context_min: usize,
     /// Format of cached keys and values: F32, F16 or Q8_0; `None` for F16, or F32 with [`Precision::F32`].
     pub cache_dtype: Option<DType>,
     /// How products are computed.
@@ -31,6 +33,7 @@ impl Default for EngineOptions {
     fn default() -> EngineOptions {
         EngineOptions {
             context: None,
+            context_min: 1,
             cache_dtype: None,
             precision: Precision::Fast,
             threads: None,

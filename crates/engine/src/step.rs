@@ -65,6 +65,7 @@ impl Engine {
         }
         let start = Instant::now();
         let decodes = self.device_decodes(&pending, &parts);
+        self.went_on_alone = decodes;
         let computed = if decodes { self.decode(&parts) } else { self.pass(&parts) };
         match computed {
             Ok(computed) => self.advance(&parts, &computed, start.elapsed(), &mut events),

@@ -2,24 +2,27 @@
 //!
 //! What is timed is what `run` does: requests to the engine, head and sampling included, each sampled token fed back.
 
+mod latency;
 mod measure;
 mod report;
 
+use std::cell::Cell;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use backend_cpu::{CpuBackend, physical_cores};
+use backend_cpu::physical_cores;
 use engine::{Engine, EngineOptions, ModelSource};
 use model::{Config, TensorEntry};
-use tensor::{Backend, DType};
+use tensor::{BackendError, DType};
 
-use crate::args::BenchArgs;
+use crate::args::{BenchArgs, DeviceArg};
+use crate::devices::{self, Device, ThisMachine};
 use crate::failure::Usage;
 use crate::model_source::Model;
 use crate::random_model::RandomModel;
 use crate::{interrupt, output};
-use measure::{Bench, Case, Measurement};
-use report::Report;
+use measure::{Bench, Case, FIRST_TOKEN_PROMPT, Measurement};
+use report::{Place, Report};
 
 /// The weights to be timed.
 enum Weights {
@@ -33,7 +36,11 @@ type Stored = (TensorEntry, DType);
 impl Weights {
     fn open(args: &BenchArgs) -> Result<Weights> {
         match &args.shape {
-            Some(shape) => Ok(Weights::Random(RandomModel::new(Config::shape(shape)?, args.format, args.seed))),
+            Some(shape) => {
+                let mut config = Config::shape(shape)?;
+                config.layers.truncate(args.layers.map_or(usize::MAX, |layers| layers as usize));
+                Ok(Weights::Random(RandomModel::new(config, args.format, args.seed)))
+            }
             None => Ok(Weights::Files(Model::open(args.model.as_deref())?)),
         }
     }
@@ -42,7 +49,8 @@ impl Weights {
         match self {
             Weights::Files(model) => model.name.clone(),
             Weights::Random(_) => {
-                format!("gemma 3 {} {}, random", args.shape.as_deref().unwrap_or_default(), args.format)
+                let layers = args.layers.map(|layers| format!(" of {layers} layers")).unwrap_or_default();
+                format!("gemma 3 {}{layers} {}, random", args.shape.as_deref().unwrap_or_default(), args.format)
             }
         }
     }
@@ -63,16 +71,36 @@ impl Weights {
         })
     }
 
-    fn load(&self, options: &EngineOptions) -> Result<Engine> {
-        let backend = CpuBackend::new();
-        Ok(match self {
-            Weights::Files(model) => Engine::load(&model.checkpoint, &backend, options)?,
-            Weights::Random(model) => {
-                let formats = |entry: &TensorEntry| model.format_of(entry);
-                Engine::from_source(model.config().clone(), &formats, model, &backend, options)?
+    /// Loads them, and measures the memory before that.
+    fn load(&self, device: DeviceArg, options: &EngineOptions) -> Result<Load> {
+        let threads = options.threads.unwrap_or(1);
+        let (bandwidth, start) = (Cell::new(None), Cell::new(Instant::now()));
+        let load = |device: &dyn Device, options: &EngineOptions| {
+            bandwidth.set(match device.bandwidth(threads) {
+                Ok(rate) => Some(rate),
+                // What is to be timed may be possible all the same.
+                Err(BackendError::Unsupported { .. } | BackendError::OutOfMemory { .. }) => None,
+                Err(error) => return Err(error.into()),
+            });
+            start.set(Instant::now());
+            match self {
+                Weights::Files(model) => Engine::load(&model.checkpoint, device, options),
+                Weights::Random(model) => {
+                    let formats = |entry: &TensorEntry| model.format_of(entry);
+                    Engine::from_source(model.config().clone(), &formats, model, device, options)
+                }
             }
-        })
+        };
+        let (engine, device) = devices::load(&ThisMachine, device, options, &load)?;
+        let place = Place::of(&*device, threads, bandwidth.get(), start.get().elapsed());
+        Ok(Load { engine, place })
     }
+}
+
+/// A loaded model and where it is.
+struct Load {
+    engine: Engine,
+    place: Place,
 }
 
 /// Times a model, or writes a random one.
@@ -95,29 +123,34 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     if let Weights::Random(model) = &weights {
         notice_replaced(model, args.format, &stored);
     }
-    let mut report = Report::new(weights.name(&args), &config, &stored, CpuBackend::new().capabilities().description);
+    let mut report = Report::new(weights.name(&args), &config, &stored, args.precision.into());
     for &threads in &threads {
         if !(1..=1024).contains(&threads) {
             return Err(Usage(format!("--threads: expected numbers from 1 to 1024, found {threads}")).into());
         }
-        let bandwidth = backend_cpu::memory_read_rate(threads);
-        let start = Instant::now();
-        let mut engine = weights.load(&options(&args, &cases, threads))?;
+        let Load { mut engine, place } = weights.load(args.device, &options(&args, &cases, threads))?;
         interrupt::watch(engine.interrupt_handle());
-        report.loaded(threads, bandwidth, start.elapsed());
-        if !args.json {
-            output::notice(&report.heading());
-        }
-        let mut bench = Bench::new(&mut engine, args.seed, context(&cases));
-        for &case in &cases {
-            let measurement = bench.measure(case, args.warmup, args.repeat)?;
-            report.add(threads, measurement, engine_cache(&args));
-            if !args.json {
-                output::answer(&report.last_line())?;
-            }
-        }
+        report.loaded(place, engine.memory());
+        measure(&args, &cases, &mut engine, &mut report)?;
     }
     if args.json { Ok(output::json(&report.json())?) } else { Ok(()) }
+}
+
+/// Times all cases on one device.
+fn measure(args: &BenchArgs, cases: &[Case], engine: &mut Engine, report: &mut Report) -> Result<()> {
+    let tell = |text: String| if args.json { Ok(()) } else { output::answer(&text) };
+    if !args.json {
+        output::notice(&report.heading());
+    }
+    let mut bench = Bench::new(engine, args.seed, context(cases));
+    report.first_token(bench.first_token(args.warmup, args.repeat)?);
+    tell(report.last_first_token())?;
+    for &case in cases {
+        let timing = bench.measure(case, args.warmup, args.repeat)?;
+        report.add(timing, engine_cache(args));
+        tell(report.last_line())?;
+    }
+    Ok(())
 }
 
 /// Format of the caches.
@@ -132,9 +165,14 @@ fn cases(args: &BenchArgs) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for &depth in &args.depth {
         let prefill = args.prompt_tokens.iter().filter(|&&tokens| tokens > 0);
-        cases.extend(prefill.map(|&tokens| Case { depth, measurement: Measurement::Prefill, tokens }));
+        cases.extend(prefill.map(|&tokens| Case { depth, measurement: Measurement::Prefill, tokens, sequences: 1 }));
         let decode = args.decode_tokens.iter().filter(|&&tokens| tokens > 0);
-        cases.extend(decode.map(|&tokens| Case { depth, measurement: Measurement::Decode, tokens }));
+        let sequences = args.sequences as usize;
+        cases.extend(decode.map(|&tokens| Case { depth, measurement: Measurement::Decode, tokens, sequences }));
+    }
+    if args.chunk < args.sequences as usize {
+        // They have to begin together.
+        return Err(Usage("--chunk: expected at least as many tokens as --sequences".into()).into());
     }
     match cases.iter().all(|case| case.depth < 1 << 24 && case.tokens < 1 << 24) {
         _ if cases.is_empty() => Err(Usage("nothing to time: --prompt-tokens and --decode-tokens are 0".into()).into()),
@@ -145,7 +183,7 @@ fn cases(args: &BenchArgs) -> Result<Vec<Case>> {
 
 /// Positions that the longest case needs.
 fn context(cases: &[Case]) -> usize {
-    cases.iter().map(|case| case.depth + case.tokens + 2).max().unwrap_or(2)
+    cases.iter().map(|case| case.depth + case.tokens).fold(FIRST_TOKEN_PROMPT, usize::max) + 2
 }
 
 fn options(args: &BenchArgs, cases: &[Case], threads: usize) -> EngineOptions {
@@ -155,6 +193,7 @@ fn options(args: &BenchArgs, cases: &[Case], threads: usize) -> EngineOptions {
         precision: args.precision.into(),
         threads: Some(threads),
         chunk: args.chunk,
+        sequences: args.sequences as usize,
         ..EngineOptions::default()
     }
 }

@@ -49,7 +49,7 @@ enum Next {
 /// # Errors
 /// A model that can't be loaded, a device that failed, a closed pipe.
 pub(crate) fn run(args: ChatArgs) -> Result<()> {
-    let session = Session::load(args.model.as_deref(), &args.load.engine_options())?;
+    let session = Session::load(args.model.as_deref(), &args.load)?;
     let sampling = session.sampling(&args.sampling);
     let mut lines = Lines::new();
     if lines.is_terminal() {

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use text::Special;
 
 use crate::args::EvaluateArgs;
+use crate::devices::ThisMachine;
 use crate::failure::Usage;
 use crate::model_source::Model;
 use crate::output;
@@ -64,7 +65,7 @@ fn load(args: &EvaluateArgs, mut options: EngineOptions) -> Result<Session> {
     let model = Model::open(args.model.as_deref())?;
     let vocabulary = ModelSource::open(&model.checkpoint)?.config().vocabulary;
     options.outputs_max = options.outputs_max.min(outputs_max(vocabulary));
-    Session::of_model(model, &options)
+    Session::of_model(model, &ThisMachine, args.load.device, &options)
 }
 
 fn read(path: &Path) -> Result<String> {

@@ -1,13 +1,14 @@
 //! `inspect`: what is in a checkpoint, and what the machine has.
 
+mod devices;
+
 use anyhow::Result;
-use backend_cpu::{CpuBackend, physical_cores};
 use checkpoint::{Checkpoint, Metadata};
 use engine::ModelSource;
 use model::{Config, LayerKind, ProgramOptions, TensorEntry, build_program};
 use serde_json::{Value, json};
 use tensor::backend::required_memory;
-use tensor::{Backend, DType, LoadOptions, MemoryUse, Precision};
+use tensor::{DType, LoadOptions, MemoryUse, Precision};
 
 use crate::args::InspectArgs;
 use crate::model_source::Model;
@@ -22,7 +23,7 @@ const CONTEXT: usize = 8192;
 /// A checkpoint that is not sound, or no Gemma 3 model.
 pub(crate) fn run(args: InspectArgs) -> Result<()> {
     if args.model.as_deref() == Some("devices") && !std::path::Path::new("devices").exists() {
-        return devices(args.json);
+        return devices::run(args.json);
     }
     let model = Model::open(args.model.as_deref())?;
     let source = ModelSource::open(&model.checkpoint)?;
@@ -178,32 +179,4 @@ fn config_json(config: &Config) -> Value {
         "tied_embeddings": config.tied_embeddings,
         "stop_tokens": config.stop_tokens,
     })
-}
-
-fn devices(json: bool) -> Result<()> {
-    let backend = CpuBackend::new();
-    let capabilities = backend.capabilities();
-    let levels: Vec<&str> = CpuBackend::available_levels().into_iter().map(|level| level.name()).collect();
-    let memory = Some(capabilities.memory_bytes).filter(|&bytes| bytes != u64::MAX);
-    if json {
-        let formats = |dtypes: &[DType]| dtypes.iter().map(|dtype| dtype.name()).collect::<Vec<_>>();
-        let report = json!({ "devices": [{
-            "name": "cpu",
-            "description": capabilities.description,
-            "physical_cores": physical_cores(),
-            "instruction_sets": levels,
-            "instruction_set_in_use": backend.level().name(),
-            "available_memory_bytes": memory,
-            "weight_formats": formats(&capabilities.weight_dtypes),
-            "cache_formats": formats(&capabilities.cache_dtypes),
-        }]});
-        return Ok(output::json(&report)?);
-    }
-    let text = format!(
-        "cpu: {}\n  instruction sets  {}\n  memory            {} available\n",
-        capabilities.description,
-        levels.join(", "),
-        memory.map_or("unknown".into(), bytes)
-    );
-    Ok(output::answer(&text)?)
 }

@@ -1,13 +1,13 @@
 //! `logits`: what the model computes for each token of a text.
 
 use anyhow::{Context, Result, ensure};
-use backend_cpu::CpuBackend;
 use checkpoint::{CheckpointError, safetensors};
 use engine::{Engine, EngineOptions, ModelSource, Row};
 use serde_json::json;
 use tensor::DType;
 
 use crate::args::LogitsArgs;
+use crate::devices::{self, Device, ThisMachine};
 use crate::model_source::Model;
 use crate::session::outputs_max;
 use crate::{interrupt, output};
@@ -28,7 +28,10 @@ pub(crate) fn run(args: LogitsArgs) -> Result<()> {
         hidden: args.hidden,
         ..args.load.engine_options()
     };
-    let mut engine = Engine::load_source(&source, &CpuBackend::new(), &options)?;
+    let mut engine = {
+        let load = |device: &dyn Device, options: &EngineOptions| Engine::load_source(&source, device, options);
+        devices::load(&ThisMachine, args.load.device, &options, &load)?.0
+    };
     interrupt::watch(engine.interrupt_handle());
     // Checked before the file is begun.
     ensure!(

@@ -42,7 +42,7 @@ impl Task {
 pub(crate) fn run(args: RunArgs) -> Result<()> {
     let Task { model, prompt } = Task::of(args.words.clone());
     let prompt = read_prompt(&prompt)?;
-    let mut session = Session::load(model.as_deref(), &args.load.engine_options())?;
+    let mut session = Session::load(model.as_deref(), &args.load)?;
     let request = request(&session, &args, prompt)?;
     let json = args.json;
     let id = stream::submit(&mut session.engine, None, request)?;

@@ -1,9 +1,13 @@
 //! Timing one case.
 
+use std::time::Instant;
+
 use anyhow::{Result, bail, ensure};
 use engine::{Engine, Event, FinishReason, Request, Sampling, SequenceId, Statistics};
 
+use super::latency::Latency;
 use crate::random_model::Random;
+use crate::resident;
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,14 +18,33 @@ pub(super) enum Measurement {
     Decode,
 }
 
+impl Measurement {
+    /// The name in reports.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Measurement::Prefill => "prefill",
+            Measurement::Decode => "decode",
+        }
+    }
+}
+
 /// One test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Case {
     /// Tokens in the cache before.
     pub(super) depth: usize,
     pub(super) measurement: Measurement,
-    /// Tokens that are timed.
+    /// Tokens of each sequence that are timed.
     pub(super) tokens: usize,
+    /// Sequences that are worked on at once.
+    pub(super) sequences: usize,
+}
+
+impl Case {
+    /// Tokens of all sequences.
+    pub(super) fn all_tokens(self) -> usize {
+        self.tokens * self.sequences
+    }
 }
 
 /// What came out.
@@ -32,17 +55,29 @@ pub(super) struct Timing {
     pub(super) seconds: Vec<f64>,
     /// FNV-1a of the tokens that were sampled; `None` if the runs differ, which they should not.
     pub(super) hash: Option<u64>,
+    /// How evenly the tokens came; for decode.
+    pub(super) latency: Latency,
 }
 
-/// An engine that is timed, with one sequence that is kept.
+/// Tokens of the prompt whose first answer token is waited for.
+pub(super) const FIRST_TOKEN_PROMPT: usize = 16;
+
+/// An engine that is timed, with the sequences that are kept.
 pub(super) struct Bench<'a> {
-    engine: &'a mut Engine,
-    kept: Option<SequenceId>,
+    pub(super) engine: &'a mut Engine,
+    kept: Vec<SequenceId>,
     /// What all prompts are beginnings of.
     text: Vec<u32>,
     /// A token that is not in `text`.
     other: u32,
     seed: u64,
+}
+
+/// One run.
+pub(super) struct Run {
+    seconds: f64,
+    /// In the order in which they were chosen.
+    tokens: Vec<u32>,
 }
 
 impl<'a> Bench<'a> {
@@ -53,73 +88,169 @@ impl<'a> Bench<'a> {
         let first = 300.min(vocabulary - 1);
         let mut random = Random(seed);
         let text = (0..context).map(|_| (first + random.next() % (vocabulary - first)) as u32).collect();
-        Bench { engine, kept: None, text, other: first as u32 - 1, seed }
+        Bench { engine, kept: Vec::new(), text, other: first as u32 - 1, seed }
     }
 
     /// Times a case several times, after some runs that don't count.
     pub(super) fn measure(&mut self, case: Case, warmup: u32, repeat: u32) -> Result<Timing> {
-        let (mut seconds, mut hashes) = (Vec::new(), Vec::new());
+        let (mut seconds, mut hashes, mut latency) = (Vec::new(), Vec::new(), Latency::default());
         for run in 0..warmup + repeat {
-            let (statistics, tokens) = self.run(case)?;
-            let (timed, time) = match case.measurement {
-                Measurement::Prefill => (statistics.prefill_tokens, statistics.prefill_time),
-                Measurement::Decode => (statistics.decode_tokens, statistics.decode_time),
+            let mut of_run = Latency::default();
+            let Run { seconds: time, tokens } = match case.measurement {
+                Measurement::Prefill => self.prefill(case)?,
+                Measurement::Decode => self.decode(case, &mut of_run)?,
             };
-            ensure!(timed == case.tokens, "{timed} tokens were timed, expected {}", case.tokens);
             hashes.push(fnv1a(&tokens));
             if run >= warmup {
-                seconds.push(time.as_secs_f64());
+                seconds.push(time);
+                latency.add(of_run);
             }
         }
         let same = hashes.iter().all(|hash| *hash == hashes[0]);
-        Ok(Timing { case, seconds, hash: same.then(|| hashes[0]) })
+        Ok(Timing { case, seconds, hash: same.then(|| hashes[0]), latency })
     }
 
-    /// One run, from a cache that is filled up to the depth.
-    fn run(&mut self, case: Case) -> Result<(Statistics, Vec<u32>)> {
-        self.fill(case.depth)?;
-        let (prompt, answer) = match case.measurement {
-            Measurement::Prefill => (case.tokens, 1),
-            // The first token of an answer belongs to the prompt's time.
-            Measurement::Decode => (1, case.tokens + 1),
-        };
-        self.finish(self.text[..case.depth + prompt].to_vec(), answer)
-    }
-
-    /// Puts `depth` tokens into the cache, and behind them one that no test has: so these and no more are found there,
-    /// and they are those of the first time, which were computed in large chunks.
-    fn fill(&mut self, depth: usize) -> Result<()> {
-        if depth > 0 {
-            let mut prompt = self.text[..depth].to_vec();
-            prompt.push(self.other);
-            self.finish(prompt, 0)?;
-        } else if let Some(id) = self.kept.take() {
-            self.engine.release(id);
+    /// Seconds from a short prompt to the first token of its answer, several times.
+    pub(super) fn first_token(&mut self, warmup: u32, repeat: u32) -> Result<Vec<f64>> {
+        let mut seconds = Vec::new();
+        for run in 0..warmup + repeat {
+            self.release();
+            let start = Instant::now();
+            self.submit(FIRST_TOKEN_PROMPT, 1, 1)?;
+            self.until(|progress| !progress.tokens.is_empty())?;
+            if run >= warmup {
+                seconds.push(start.elapsed().as_secs_f64());
+            }
+            self.until(|progress| progress.idle)?;
         }
+        Ok(seconds)
+    }
+
+    /// One prompt behind a cache that is filled up to the depth.
+    pub(super) fn prefill(&mut self, case: Case) -> Result<Run> {
+        self.fill(case.depth, 1)?;
+        self.submit(case.depth + case.tokens, 1, 1)?;
+        let progress = self.until(|progress| progress.idle)?;
+        let (timed, expected) = (progress.statistics.prefill_tokens, case.tokens);
+        ensure!(timed == expected, "{timed} tokens were timed, expected {expected}");
+        Ok(Run { seconds: progress.statistics.prefill_time.as_secs_f64(), tokens: progress.tokens })
+    }
+
+    /// Tokens of all sequences behind their first ones, which belong to the prompt's time.
+    pub(super) fn decode(&mut self, case: Case, latency: &mut Latency) -> Result<Run> {
+        self.begin(case)?;
+        let (start, mut last, cpu) = (Instant::now(), Instant::now(), resident::cpu_time());
+        let mut tokens = Vec::new();
+        while tokens.len() < case.all_tokens() {
+            let progress = self.step()?;
+            if !progress.tokens.is_empty() {
+                latency.longest_gap = latency.longest_gap.max(last.elapsed());
+                last = Instant::now();
+            }
+            latency.device.extend(self.engine.token_times());
+            tokens.extend(progress.tokens);
+            ensure!(!self.engine.is_idle() || tokens.len() == case.all_tokens(), "{} tokens were timed", tokens.len());
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        latency.cpu_share = resident::cpu_time().zip(cpu).map(|(now, then)| (now - then).as_secs_f64() / seconds);
+        Ok(Run { seconds, tokens })
+    }
+
+    /// Brings all sequences of a case to their first token.
+    pub(super) fn begin(&mut self, case: Case) -> Result<()> {
+        self.fill(case.depth, case.sequences)?;
+        self.submit(case.depth + 1, case.tokens + 1, case.sequences)?;
+        let first = self.until(|progress| !progress.tokens.is_empty())?;
+        ensure!(
+            first.tokens.len() == case.sequences,
+            "{} of {} sequences began at once",
+            first.tokens.len(),
+            case.sequences
+        );
         Ok(())
     }
 
-    /// Runs a prompt and then samples.
-    fn finish(&mut self, prompt: Vec<u32>, answer: usize) -> Result<(Statistics, Vec<u32>)> {
-        let request = Request {
-            sampling: Sampling { seed: self.seed, ..Sampling::default() },
-            max_tokens: Some(answer),
-            keep: true,
-            ..Request::new(prompt)
-        };
-        self.kept = Some(crate::stream::submit(self.engine, self.kept, request)?);
-        let mut tokens = Vec::new();
-        loop {
-            for event in self.engine.step()? {
-                match event {
-                    Event::Prefill { .. } => {}
-                    Event::Token { token, .. } => tokens.push(token),
-                    Event::Finished { reason: FinishReason::Cancelled, .. } => bail!("interrupted"),
-                    Event::Finished { statistics, .. } => return Ok((statistics, tokens)),
-                }
+    /// Puts `depth` tokens into the caches, and behind them one that no test has: so these and no more are found there,
+    /// and they are those of the first time, which were computed in large chunks.
+    fn fill(&mut self, depth: usize, sequences: usize) -> Result<()> {
+        if depth == 0 {
+            self.release();
+            return Ok(());
+        }
+        let mut prompt = self.text[..depth].to_vec();
+        prompt.push(self.other);
+        self.submit_prompt(prompt, 0, sequences)?;
+        self.until(|progress| progress.idle)?;
+        Ok(())
+    }
+
+    fn release(&mut self) {
+        self.kept.drain(..).for_each(|id| self.engine.release(id));
+    }
+
+    fn submit(&mut self, prompt: usize, answer: usize, sequences: usize) -> Result<()> {
+        self.submit_prompt(self.text[..prompt].to_vec(), answer, sequences)
+    }
+
+    /// The same prompt for several sequences, each with a seed of its own.
+    fn submit_prompt(&mut self, prompt: Vec<u32>, answer: usize, sequences: usize) -> Result<()> {
+        for index in 0..sequences {
+            let request = Request {
+                sampling: Sampling { seed: self.seed + index as u64, ..Sampling::default() },
+                max_tokens: Some(answer),
+                keep: true,
+                ..Request::new(prompt.clone())
+            };
+            let id = crate::stream::submit(self.engine, self.kept.get(index).copied(), request)?;
+            if index >= self.kept.len() {
+                self.kept.push(id);
             }
         }
+        // Slots for more sequences than this are not to be held.
+        self.kept.drain(sequences..).for_each(|id| self.engine.release(id));
+        Ok(())
     }
+
+    /// Steps until something is so.
+    fn until(&mut self, done: impl Fn(&Progress) -> bool) -> Result<Progress> {
+        let mut all = Progress::default();
+        loop {
+            let step = self.step()?;
+            all.tokens.extend(step.tokens);
+            all.statistics = step.statistics;
+            all.idle = step.idle;
+            if done(&all) {
+                return Ok(all);
+            }
+            ensure!(!step.idle, "the answers ended early");
+        }
+    }
+
+    /// One step.
+    pub(super) fn step(&mut self) -> Result<Progress> {
+        let mut progress = Progress::default();
+        for event in self.engine.step()? {
+            match event {
+                Event::Prefill { .. } => {}
+                Event::Token { token, .. } => progress.tokens.push(token),
+                Event::Finished { reason: FinishReason::Cancelled, .. } => bail!("interrupted"),
+                Event::Finished { statistics, .. } => progress.statistics = statistics,
+            }
+        }
+        progress.idle = self.engine.is_idle();
+        Ok(progress)
+    }
+}
+
+/// What a step, or several, brought.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Tokens that were chosen.
+    pub(super) tokens: Vec<u32>,
+    /// Of a request that finished.
+    statistics: Statistics,
+    /// Whether nothing is left to do.
+    pub(super) idle: bool,
 }
 
 /// FNV-1a with 64 bits (Fowler, Noll, Vo) of the tokens as little-endian words.

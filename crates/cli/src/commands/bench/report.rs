@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use backend_vulkan::DeviceInfo;
 use model::{Config, Role};
 use serde_json::{Value, json};
-use tensor::DType;
+use tensor::{DType, MemoryUse, Precision};
 
 use super::Stored;
-use super::measure::{Case, Measurement, Timing};
+use super::measure::{Case, FIRST_TOKEN_PROMPT, Measurement, Timing};
+use crate::devices::Device;
 use crate::{output, resident};
 
 /// Everything that was measured.
@@ -17,21 +19,56 @@ pub(super) struct Report {
     /// Bytes of weights that one pass reads.
     pass_bytes: u64,
     weights_bytes: u64,
-    device: String,
+    precision: Precision,
     loads: Vec<Load>,
     lines: Vec<Line>,
 }
 
-/// The machine with a number of threads, and the model in its memory.
-struct Load {
-    threads: usize,
-    /// Bytes per second.
-    bandwidth: f64,
+/// A device.
+pub(super) struct Place {
+    device: String,
+    /// Name and version; for GPUs.
+    driver: Option<String>,
+    /// For the CPU.
+    threads: Option<usize>,
+    /// Bytes per second; `None` if the device does not tell.
+    bandwidth: Option<f64>,
+    /// How long loading took.
     time: Duration,
 }
 
+impl Place {
+    /// Where a model was loaded in some time.
+    pub(super) fn of(device: &dyn Device, threads: usize, bandwidth: Option<f64>, time: Duration) -> Place {
+        match device.gpu() {
+            Some(DeviceInfo { features, .. }) => {
+                let driver = Some(features.driver.clone());
+                Place { device: features.name.clone(), driver, threads: None, bandwidth, time }
+            }
+            None => {
+                let device = device.capabilities().description;
+                Place { device, driver: None, threads: Some(threads), bandwidth, time }
+            }
+        }
+    }
+
+    /// Where something ran: ` · 2 threads`.
+    fn threads_text(&self) -> String {
+        self.threads.map(|threads| format!(" · {threads} threads")).unwrap_or_default()
+    }
+}
+
+/// The model in a device's memory.
+struct Load {
+    place: Place,
+    memory: MemoryUse,
+    /// Seconds from a short prompt to the first token.
+    first_token: Vec<f64>,
+}
+
 struct Line {
-    threads: usize,
+    /// Index into the loads.
+    load: usize,
     timing: Timing,
     /// Bytes per second of one pass after the other; for decode.
     rate: Option<f64>,
@@ -39,43 +76,56 @@ struct Line {
     share: Option<f64>,
 }
 
+/// The median, the least and the most.
+fn spread(values: &[f64]) -> [f64; 3] {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
+    [(low + high) / 2.0, values[0], values[values.len() - 1]]
+}
+
 impl Line {
     /// Tokens per second: of the median run, the slowest and the fastest.
     fn rates(&self) -> [f64; 3] {
-        let mut seconds = self.timing.seconds.clone();
-        seconds.sort_by(f64::total_cmp);
-        let (low, high) = (seconds[(seconds.len() - 1) / 2], seconds[seconds.len() / 2]);
-        let tokens = self.timing.case.tokens as f64;
-        [2.0 * tokens / (low + high), tokens / seconds[seconds.len() - 1], tokens / seconds[0]]
+        let [median, least, most] = spread(&self.timing.seconds);
+        [median, most, least].map(|seconds| self.timing.case.all_tokens() as f64 / seconds)
     }
 }
 
 impl Report {
-    /// A report about a model on a device.
-    pub(super) fn new(model: String, config: &Config, stored: &[Stored], device: String) -> Report {
+    /// A report about a model.
+    pub(super) fn new(model: String, config: &Config, stored: &[Stored], precision: Precision) -> Report {
         let bytes = |(entry, dtype): &Stored| dtype.tensor_bytes(entry.rows, entry.columns).unwrap_or(0) as u64;
         let weights_bytes = stored.iter().map(bytes).sum();
         // Of an embedding that is not the head too, a pass reads a few rows.
         let is_read = |(entry, _): &&Stored| entry.role != Role::Embedding || config.tied_embeddings;
         let pass_bytes = stored.iter().filter(is_read).map(bytes).sum();
         let (loads, lines) = (Vec::new(), Vec::new());
-        Report { model, config: config.clone(), pass_bytes, weights_bytes, device, loads, lines }
+        Report { model, config: config.clone(), pass_bytes, weights_bytes, precision, loads, lines }
     }
 
-    /// The model was loaded for a number of threads.
-    pub(super) fn loaded(&mut self, threads: usize, bandwidth: f64, time: Duration) {
-        self.loads.push(Load { threads, bandwidth, time });
+    /// The model was loaded somewhere.
+    pub(super) fn loaded(&mut self, place: Place, memory: MemoryUse) {
+        self.loads.push(Load { place, memory, first_token: Vec::new() });
+    }
+
+    /// Short prompts were answered, in so many seconds each.
+    pub(super) fn first_token(&mut self, seconds: Vec<f64>) {
+        if let Some(load) = self.loads.last_mut() {
+            load.first_token = seconds;
+        }
     }
 
     /// A case was measured.
-    pub(super) fn add(&mut self, threads: usize, timing: Timing, cache: DType) {
-        let mut line = Line { threads, timing, rate: None, share: None };
-        if line.timing.case.measurement == Measurement::Decode {
-            let bytes = self.pass_bytes + self.cache_bytes(line.timing.case, cache);
-            let rate = bytes as f64 * line.rates()[0];
-            let load = self.loads.iter().find(|load| load.threads == threads);
+    pub(super) fn add(&mut self, timing: Timing, cache: DType) {
+        let load = self.loads.len() - 1;
+        let mut line = Line { load, timing, rate: None, share: None };
+        let case = line.timing.case;
+        if case.measurement == Measurement::Decode {
+            let bytes = self.pass_bytes + case.sequences as u64 * self.cache_bytes(case, cache);
+            let rate = bytes as f64 * line.rates()[0] / case.sequences as f64;
             line.rate = Some(rate);
-            line.share = load.map(|load| rate / load.bandwidth);
+            line.share = self.loads[load].place.bandwidth.map(|bandwidth| rate / bandwidth);
         }
         self.lines.push(line);
     }
@@ -88,92 +138,149 @@ impl Report {
         self.config.layers.iter().map(|kind| (seen(kind) * row) as u64).sum()
     }
 
-    /// What is said before the results of a number of threads.
+    /// What is said before the results of a device.
     pub(super) fn heading(&self) -> String {
-        let Some(load) = self.loads.last() else { return String::new() };
+        let Some(Load { place, memory, .. }) = self.loads.last() else { return String::new() };
+        let on = match (&place.driver, place.threads) {
+            (Some(driver), _) => format!("driver {driver}"),
+            (None, threads) => format!("{} threads", threads.unwrap_or(1)),
+        };
+        let rate = match (place.bandwidth, place.threads) {
+            (Some(rate), Some(_)) => format!("memory reads at {:.1} GB/s", rate / 1e9),
+            (Some(rate), None) => format!("memory copies at {:.1} GB/s", rate / 1e9),
+            (None, _) => "the memory's speed is not known".into(),
+        };
         format!(
-            "{}: {} parameters, {} of weights; {}\n{} threads: loaded in {:.2} s, memory reads at {:.1} GB/s",
+            "{}: {} parameters, {} of weights; {}\n{on}: loaded in {:.2} s, {} in use, {rate}",
             self.model,
             output::count(self.config.parameters()),
             output::bytes(self.weights_bytes),
-            self.device,
-            load.threads,
-            load.time.as_secs_f64(),
-            load.bandwidth / 1e9
+            place.device,
+            place.time.as_secs_f64(),
+            output::bytes(memory.weights + memory.caches + memory.scratch),
+        )
+    }
+
+    /// How long the first token takes.
+    pub(super) fn last_first_token(&self) -> String {
+        let Some(load) = self.loads.last() else { return String::new() };
+        let [median, fastest, slowest] = spread(&load.first_token).map(|seconds| seconds * 1e3);
+        let threads = load.place.threads_text();
+        format!(
+            "first token after {FIRST_TOKEN_PROMPT} of a prompt{threads} · {median:.1} ms ({fastest:.1} – {slowest:.1})\n"
         )
     }
 
     /// The newest result.
     pub(super) fn last_line(&self) -> String {
         let Some(line) = self.lines.last() else { return String::new() };
-        let Timing { case, hash, .. } = &line.timing;
+        let Timing { case, hash, latency, .. } = &line.timing;
         let [median, slowest, fastest] = line.rates();
-        let name = match case.measurement {
-            Measurement::Prefill => "prefill",
-            Measurement::Decode => "decode",
+        let sequences = match case.sequences {
+            1 => String::new(),
+            sequences => format!(" · {sequences} sequences"),
         };
         let mut text = format!(
-            "{name:<7} {:>5} at {:>5} · {} threads · {median:8.2} tokens/s ({slowest:.2} – {fastest:.2})",
-            case.tokens, case.depth, line.threads
+            "{:<7} {:>5} at {:>5}{}{sequences} · {median:8.2} tokens/s ({slowest:.2} – {fastest:.2})",
+            case.measurement.name(),
+            case.tokens,
+            case.depth,
+            self.loads[line.load].place.threads_text()
         );
-        if let (Some(rate), Some(share)) = (line.rate, line.share) {
-            text += &format!(" · {:5.1} GB/s, {:.0} % of the memory's", rate / 1e9, share * 100.0);
+        if let Some(rate) = line.rate {
+            text += &format!(" · {:5.1} GB/s", rate / 1e9);
+        }
+        if let Some(share) = line.share {
+            text += &format!(", {:.0} % of the memory's", share * 100.0);
         }
         text += &match hash {
             Some(hash) => format!(" · tokens {hash:016x}\n"),
             None => " · tokens differ between runs\n".into(),
         };
+        if case.measurement == Measurement::Decode {
+            text += &latency.line();
+        }
         text
     }
 
     /// All of it for programs.
     pub(super) fn json(&self) -> Value {
-        let loads = self.loads.iter().map(|load| {
-            json!({
-                "threads": load.threads,
-                "load_seconds": load.time.as_secs_f64(),
-                "memory_read_bytes_per_second": load.bandwidth,
-            })
-        });
+        let first = self.loads.first().map(|load| &load.place);
         json!({
             "model": self.model,
-            "device": self.device,
+            "device": first.map(|place| place.device.as_str()),
+            "driver": first.and_then(|place| place.driver.as_deref()),
+            "precision": match self.precision {
+                Precision::Fast => "fast",
+                Precision::F32 => "f32",
+            },
             "parameters": self.config.parameters(),
             "weights_bytes": self.weights_bytes,
             "weights_bytes_per_pass": self.pass_bytes,
             "peak_resident_bytes": resident::peak(),
-            "loads": loads.collect::<Vec<_>>(),
-            "results": self.lines.iter().map(line_json).collect::<Vec<_>>(),
+            "loads": self.loads.iter().map(load_json).collect::<Vec<_>>(),
+            "results": self.lines.iter().map(|line| self.line_json(line)).collect::<Vec<_>>(),
+        })
+    }
+
+    fn line_json(&self, line: &Line) -> Value {
+        let Timing { case, seconds, hash, latency } = &line.timing;
+        let [median, slowest, fastest] = line.rates();
+        json!({
+            "test": case.measurement.name(),
+            "tokens": case.tokens,
+            "depth": case.depth,
+            "sequences": case.sequences,
+            "threads": self.loads[line.load].place.threads,
+            "tokens_per_second": { "median": median, "slowest": slowest, "fastest": fastest },
+            "seconds": seconds,
+            "bytes_per_second": line.rate,
+            "share_of_memory_bandwidth": line.share,
+            "latency": (case.measurement == Measurement::Decode).then(|| latency.json()),
+            "tokens_hash": hash.map(|hash| format!("{hash:016x}")),
         })
     }
 }
 
-fn line_json(line: &Line) -> Value {
-    let Timing { case, seconds, hash } = &line.timing;
-    let [median, slowest, fastest] = line.rates();
+fn load_json(load: &Load) -> Value {
+    let Load { place, memory, first_token } = load;
+    let gpu = place.threads.is_none();
     json!({
-        "test": match case.measurement {
-            Measurement::Prefill => "prefill",
-            Measurement::Decode => "decode",
+        "threads": place.threads,
+        "load_seconds": place.time.as_secs_f64(),
+        "memory_read_bytes_per_second": place.bandwidth.filter(|_| !gpu),
+        "memory_copy_bytes_per_second": place.bandwidth.filter(|_| gpu),
+        "memory_use": {
+            "weights_bytes": memory.weights,
+            "caches_bytes": memory.caches,
+            "scratch_bytes": memory.scratch,
         },
-        "tokens": case.tokens,
-        "depth": case.depth,
-        "threads": line.threads,
-        "tokens_per_second": { "median": median, "slowest": slowest, "fastest": fastest },
-        "seconds": seconds,
-        "bytes_per_second": line.rate,
-        "share_of_memory_bandwidth": line.share,
-        "tokens_hash": hash.map(|hash| format!("{hash:016x}")),
+        "first_token": { "prompt_tokens": FIRST_TOKEN_PROMPT, "seconds": first_token },
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::latency::Latency;
     use super::*;
 
+    const CASE: Case = Case { depth: 0, measurement: Measurement::Decode, tokens: 10, sequences: 1 };
+
+    fn timing(case: Case, seconds: &[f64]) -> Timing {
+        Timing { case, seconds: seconds.to_vec(), hash: Some(1), latency: Latency::default() }
+    }
+
     fn line(seconds: &[f64]) -> Line {
-        let case = Case { depth: 0, measurement: Measurement::Decode, tokens: 10 };
-        Line { threads: 1, timing: Timing { case, seconds: seconds.to_vec(), hash: Some(1) }, rate: None, share: None }
+        Line { load: 0, timing: timing(CASE, seconds), rate: None, share: None }
+    }
+
+    fn report() -> Report {
+        let config = Config::shape("1b").unwrap();
+        let mut report = Report::new("x".into(), &config, &[], Precision::Fast);
+        let time = Duration::ZERO;
+        let place = Place { device: "y".into(), driver: None, threads: Some(1), bandwidth: Some(1e9), time };
+        report.loaded(place, MemoryUse::default());
+        report
     }
 
     #[test]
@@ -184,14 +291,24 @@ mod tests {
 
     #[test]
     fn a_decode_reads_the_weights_and_what_it_sees_of_the_caches() {
-        let config = Config::shape("1b").unwrap();
-        let mut report = Report::new("x".into(), &config, &[], "y".into());
-        report.loaded(1, 1e9, Duration::ZERO);
-        let case = Case { depth: 4095, measurement: Measurement::Decode, tokens: 0 };
+        let mut report = report();
+        let case = Case { depth: 4095, tokens: 0, ..CASE };
         // 22 local layers of 512 positions and 4 global ones of 4096; keys and values of 256 in f16.
         assert_eq!(report.cache_bytes(case, DType::F16), (22 * 512 + 4 * 4096) * 2 * 256 * 2);
-        report.add(1, line(&[1.0]).timing, DType::F16);
+        report.add(timing(CASE, &[1.0]), DType::F16);
         assert_eq!(report.lines[0].rate.map(|rate| rate / 1e9), report.lines[0].share);
         assert!(report.last_line().contains("10.00 tokens/s") && report.json()["results"][0]["threads"] == 1);
+    }
+
+    #[test]
+    fn tokens_of_all_sequences_count_and_weights_are_read_once_for_all() {
+        let mut report = report();
+        report.pass_bytes = 1 << 40;
+        for sequences in [1, 4] {
+            report.add(timing(Case { sequences, ..CASE }, &[1.0]), DType::F16);
+        }
+        assert!(report.last_line().contains("4 sequences ·    40.00 tokens/s"), "{}", report.last_line());
+        let [one, four] = [0, 1].map(|line| report.lines[line].rate.unwrap());
+        assert!((four / one - 1.0).abs() < 1e-3, "{one} {four}");
     }
 }
