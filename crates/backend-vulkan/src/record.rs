@@ -173,7 +173,7 @@ impl Recorder<'_> {
         match form {
             _ if rows == 0 => vec![],
             Form::Halfs => {
-                let tile = tile(self.features, rows);
+                let tile = tile(self.features, parts[0].0.dtype, rows);
                 matmul_matrix(self.features, &parts, self.buffers.halfs(input), rows, tile, 0)
             }
             Form::Floats if rows > COLUMNS_MAX => {
@@ -257,10 +257,10 @@ impl Recorder<'_> {
             return vec![decode(self.features, (&plan, &shape), &addresses, rows, self.scratch, quantized)];
         }
         let tile_table = self.batch.tiles;
-        let matrix = self.matrices.then(|| prefill_matrix(self.features, &shape, &addresses, tile_table, tiles, tokens));
-        let attention = matrix
-            .flatten()
-            .unwrap_or_else(|| prefill(self.features, &shape, &addresses, tile_table, tiles, tokens));
+        let matrix =
+            self.matrices.then(|| prefill_matrix(self.features, &shape, &addresses, tile_table, tiles, tokens));
+        let attention =
+            matrix.flatten().unwrap_or_else(|| prefill(self.features, &shape, &addresses, tile_table, tiles, tokens));
         let quantize = forms.quants.then(|| self.convert(output, Form::Quants)).into_iter().flatten();
         std::iter::once(attention).chain(quantize).collect()
     }

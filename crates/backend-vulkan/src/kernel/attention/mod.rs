@@ -149,13 +149,13 @@ mod tests {
         };
         let addresses = Addresses { query: 0, keys: 0, values: 0, output: 0 };
         let plan = Decode::new(features, shape, 1, 8192).expect("a fast path");
-        let quantized = Some(Quantized { values: 0, meta: 0 });
+        let quantized = Some(crate::kernel::Quantized { values: 0, sums: 0 });
         let mut dispatches = vec![
             rope(features, query, shape.head_dim, tables, 0, 1),
             cache_write(features, shape.cache(), key, 0, 0, 1),
             head_prepare(features, &arguments, 1),
             prefill(features, shape, &addresses, 0, 1, 1),
-            decode(features, (&plan, shape), &addresses, (0, 1), 0, quantized),
+            decode(features, (&plan, shape), &addresses, (0, 1), Scratch { counters: 0, partial: 0 }, quantized),
         ];
         dispatches.extend(prefill_matrix(features, shape, &addresses, 0, 1, 1));
         dispatches
