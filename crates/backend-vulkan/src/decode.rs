@@ -399,6 +399,7 @@ impl Decoder {
             if let Some(row) = chosen.iter().position(|&token| token == NO_TOKEN) {
                 let one = &continuations[row];
                 let error = BackendError::Logits { sequence: one.sequence, position: one.position + pass };
+                self.times.truncate(pass);
                 return if pass == 0 { Err(error) } else { Ok((tokens, true)) };
             }
             tokens.iter_mut().zip(chosen).for_each(|(tokens, &token)| tokens.push(token));
