@@ -273,6 +273,25 @@ fn a_large_vocabulary_is_sampled_as_defined() {
     bench.check(&mut texts, "a large vocabulary");
 }
 
+/// Of equal logits the first are kept, also where better ones lie between those that are kept and those that are not.
+#[test]
+fn the_first_of_equal_logits_are_kept() {
+    const VOCABULARY: usize = 9003;
+    let Some(lab) = Lab::for_tests() else { return };
+    let mut bench = Bench::new(lab, 40, VOCABULARY);
+    // The last one that is kept has number 2,980 or 3,000.
+    let logits: Vec<f32> = (0..VOCABULARY).map(|id| if (3010..3020).contains(&id) { 6.0 } else { 0.0 }).collect();
+    let text = |row: u64| Text {
+        sampling: Sampling { top_k: 2991 + 20 * (row as usize % 2), top_p: 1.0, seed: row, ..Sampling::default() },
+        occurred: Vec::new(),
+        token: 0,
+        position: 0,
+        sequence: 0,
+        logits: vec![logits.clone(); 4],
+    };
+    bench.check(&mut (0..40).map(text).collect::<Vec<_>>(), "ties");
+}
+
 /// Each draw of a text has numbers of its own, and the shares of the tokens are their probabilities.
 #[test]
 fn tokens_are_as_frequent_as_probable() {
