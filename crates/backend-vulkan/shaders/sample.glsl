@@ -42,9 +42,9 @@ struct State {
 
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer AllSettings { Settings at[]; };
 // Written by some workgroups and read by others of the same launch.
-layout(buffer_reference, scalar, buffer_reference_align = 4) devicecoherent buffer States { State at[]; };
-layout(buffer_reference, scalar, buffer_reference_align = 4) devicecoherent buffer SharedUints { uint at[]; };
-layout(buffer_reference, scalar, buffer_reference_align = 8) devicecoherent buffer SharedUvec2s { uvec2 at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer States { devicecoherent State at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer SharedUints { devicecoherent uint at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 8) buffer SharedUvec2s { devicecoherent uvec2 at[]; };
 
 layout(push_constant, scalar) uniform Push {
     Vec4s logits;

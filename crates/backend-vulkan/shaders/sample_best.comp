@@ -83,8 +83,13 @@ uint threshold_of(uint row, uint wanted) {
     uint maxima[HELD];
     [[unroll]] for (uint i = 0; i < HELD; i++) {
         maxima[i] = 0;
-        for (uint at = i * WORKGROUP + gl_LocalInvocationIndex; at < pitch; at += GROUPS_MAX) {
-            maxima[i] = max(maxima[i], p.maxima.at[row * pitch + at]);
+    }
+    // Loads that don't wait for each other.
+    for (uint first = gl_LocalInvocationIndex; first < pitch; first += GROUPS_MAX) {
+        [[unroll]] for (uint i = 0; i < HELD; i++) {
+            const uint at = first + i * WORKGROUP;
+            const uint other = p.maxima.at[row * pitch + min(at, pitch - 1)];
+            maxima[i] = max(maxima[i], at < pitch ? other : 0);
         }
     }
     uint threshold = 0;

@@ -140,20 +140,26 @@ impl Text {
 /// A sampler with the memory of its rows.
 struct Bench {
     lab: Lab,
+    features: Features,
     sampler: Sampler,
     scratch: (Slice, usize),
     vocabulary: usize,
 }
 
 impl Bench {
-    fn new(mut lab: Lab, rows: usize, vocabulary: usize) -> Bench {
+    fn new(lab: Lab, rows: usize, vocabulary: usize) -> Bench {
         let features = lab.features().clone();
+        Bench::of(lab, features, rows, vocabulary)
+    }
+
+    /// For a device that can less.
+    fn of(mut lab: Lab, features: Features, rows: usize, vocabulary: usize) -> Bench {
         let (bytes, zeroed) = Sampler::scratch_bytes(&features, rows, vocabulary);
         let mut content = vec![0xa5; bytes];
         content[..zeroed].fill(0);
         let slice = lab.upload(&content).unwrap();
         let sampler = Sampler::new(&features, slice.address, rows, vocabulary);
-        Bench { lab, sampler, scratch: (slice, zeroed), vocabulary }
+        Bench { lab, features, sampler, scratch: (slice, zeroed), vocabulary }
     }
 
     /// Runs all passes of the texts on the device and by the definition, and compares everything that is written.
@@ -183,7 +189,7 @@ impl Bench {
                 results: results.address + (4 * texts.len() * pass) as u64,
             };
             let view = View { address: logits.address, width: self.vocabulary };
-            dispatches.extend(self.sampler.dispatches(lab.features(), plan, view, &rows, texts.len()));
+            dispatches.extend(self.sampler.dispatches(&self.features, plan, view, &rows, texts.len()));
         }
         lab.run(&dispatches).unwrap();
 
@@ -240,6 +246,19 @@ fn a_vocabulary_beyond_the_candidates_is_sampled_as_defined() {
     check_random(9003, 8, 2, 24);
 }
 
+#[test]
+fn smaller_workgroups_sample_as_defined() {
+    let Some(lab) = Lab::for_tests() else { return };
+    let features = Features { workgroup_max: 2 * lab.features().subgroup.max(32), ..lab.features().clone() };
+    let (rows, vocabulary) = (8, 5000);
+    let mut bench = Bench::of(lab, features, rows, vocabulary);
+    let mut random = Random::new(64);
+    for run in 0..12 {
+        let mut texts: Vec<Text> = (0..rows).map(|_| Text::random(&mut random, vocabulary, 2)).collect();
+        bench.check(&mut texts, &format!("run {run}"));
+    }
+}
+
 /// As large as a model's: the settings that such a vocabulary decides on.
 #[test]
 fn a_large_vocabulary_is_sampled_as_defined() {
@@ -271,6 +290,25 @@ fn a_large_vocabulary_is_sampled_as_defined() {
         })
         .collect();
     bench.check(&mut texts, "a large vocabulary");
+}
+
+/// Of equal logits the first are kept, also where better ones lie between those that are kept and those that are not.
+#[test]
+fn the_first_of_equal_logits_are_kept() {
+    const VOCABULARY: usize = 9003;
+    let Some(lab) = Lab::for_tests() else { return };
+    let mut bench = Bench::new(lab, 40, VOCABULARY);
+    // The last one that is kept has number 2,980 or 3,000.
+    let logits: Vec<f32> = (0..VOCABULARY).map(|id| if (3010..3020).contains(&id) { 6.0 } else { 0.0 }).collect();
+    let text = |row: u64| Text {
+        sampling: Sampling { top_k: 2991 + 20 * (row as usize % 2), top_p: 1.0, seed: row, ..Sampling::default() },
+        occurred: Vec::new(),
+        token: 0,
+        position: 0,
+        sequence: 0,
+        logits: vec![logits.clone(); 4],
+    };
+    bench.check(&mut (0..40).map(text).collect::<Vec<_>>(), "ties");
 }
 
 /// Each draw of a text has numbers of its own, and the shares of the tokens are their probabilities.
