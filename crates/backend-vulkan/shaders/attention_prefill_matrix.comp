@@ -1,7 +1,8 @@
 // As attention_prefill.comp, with matrices of 16×16 that a subgroup multiplies together: queries and weights are
 // rounded to f16, sums are in f32. A subgroup has one of the ROW_TILES tiles of 16 rows, and every COLUMN_GROUPS-th
-// tile of columns of the scores and of the result. Which lane holds which element of a matrix is left to the driver: rows are
-// scaled by the product, element by element, with a matrix whose rows are constant. Grid: (tiles, blocks of heads).
+// tile of columns of the scores and of the result. Which lane holds which element of a matrix is left to the driver:
+// rows are scaled by the product, element by element, with a matrix whose rows are constant. Grid: (tiles, blocks of
+// heads).
 //! for CACHE in f16 q8_0
 
 #extension GL_KHR_cooperative_matrix : require
