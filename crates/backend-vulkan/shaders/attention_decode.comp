@@ -1,17 +1,18 @@
-// Attention of single tokens. The positions that a token sees are split among SPLITS workgroups for each head of keys
+// Attention of single tokens. The positions that a token sees are split among workgroups for each head of keys
 // and values; each has all GROUP heads of queries that share it. In a workgroup, teams of TEAM lanes go through the
 // positions, STEP at a time, each with a running maximum, sum and weighted sum of its own, so that nobody waits; at the
 // end these are joined. Where a token's positions went to several workgroups, the last of them to be done joins their
-// results. Grid: (SPLITS, heads of keys and values, tokens).
+// results. Grid: (splits, heads of keys and values, tokens), at most SPLITS_MAX
+// splits.
 //! for CACHE in f32 f16 q8_0
 
 #include "types.glsl"
 #include "attention.glsl"
 
 layout(constant_id = 5) const uint TEAM = 8; // a power of two that divides SUBGROUP and the vectors of a head
-layout(constant_id = 6) const uint SPLITS = 8;
-layout(constant_id = 7) const bool QUANTIZE = false; // also write the result in 8 bits
-const uint STEP = 4;
+layout(constant_id = 6) const bool QUANTIZE = false; // also write the result in 8 bits
+layout(constant_id = 7) const uint STEP = 4; // positions that a team has in flight
+const uint SPLITS_MAX = 32;
 const uint TEAMS = WORKGROUP / TEAM;
 const uint BLOCK = TEAMS * STEP;
 const uint SUBGROUPS = WORKGROUP / SUBGROUP;
@@ -19,8 +20,9 @@ const uint VECTORS = HEAD_DIM / VECTOR / TEAM; // of a lane
 const uint FOURS = VECTORS * (VECTOR / 4);
 const uint WIDTH = GROUP * HEAD_DIM;
 
-layout(buffer_reference, scalar, buffer_reference_align = 4) devicecoherent buffer Partials { float at[]; };
-layout(buffer_reference, scalar, buffer_reference_align = 8) devicecoherent buffer Statistics { vec2 at[]; };
+// Members and not blocks: the compiler ignores the qualifier of a block behind a pointer.
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer Partials { devicecoherent float at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 8) buffer Statistics { devicecoherent vec2 at[]; };
 
 layout(push_constant, scalar) uniform Push {
     Floats query;
@@ -29,8 +31,8 @@ layout(push_constant, scalar) uniform Push {
     Floats target;
     Uvec4s tokens;         // {token, position, sequence, 0}
     Uints counters;        // [tokens][heads of keys], zero before and after
-    Statistics statistics; // [tokens][heads of keys][SPLITS][GROUP] of {maximum, sum}
-    Partials partials;     // [tokens][heads of keys][SPLITS][GROUP][HEAD_DIM]
+    Statistics statistics; // [tokens][heads of keys][splits][GROUP] of {maximum, sum}
+    Partials partials;     // [tokens][heads of keys][splits][GROUP][HEAD_DIM]
     Uvec4s quantized;      // [tokens][columns / 16] of 16 8-bit values
     Vec2s meta;            // [tokens][columns / 16] of {scale, scale · sum of the 16 values}
     uint pitch;            // elements from one row of queries and results to the next
@@ -42,7 +44,7 @@ layout(push_constant, scalar) uniform Push {
 shared float joined[SUBGROUPS * HEAD_DIM];
 shared vec2 joined_statistics[SUBGROUPS * GROUP];
 shared float result[WIDTH];
-shared vec2 split_statistics[SPLITS * GROUP];
+shared vec2 split_statistics[SPLITS_MAX * GROUP];
 shared uint arrived;
 
 // The state of a team: for each head the largest score, the sum of weights, and this lane's part of the weighted sum.
@@ -241,11 +243,11 @@ void quantize(uint token, uint kv_head) {
 // Hands this workgroup's part to whoever is last; true for the last.
 bool hand_over(uint row, uint split, uint splits) {
     for (uint i = invocation(); i < WIDTH; i += WORKGROUP) {
-        p.partials.at[(row * SPLITS + split) * WIDTH + i] = result[i];
+        p.partials.at[(row * gl_NumWorkGroups.x + split) * WIDTH + i] = result[i];
     }
     if (invocation() == 0) {
         [[unroll]] for (uint g = 0; g < GROUP; g++) {
-            p.statistics.at[(row * SPLITS + split) * GROUP + g] = vec2(largest[g], sum[g]);
+            p.statistics.at[(row * gl_NumWorkGroups.x + split) * GROUP + g] = vec2(largest[g], sum[g]);
         }
     }
     memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsRelease | gl_SemanticsMakeAvailable);
@@ -270,7 +272,8 @@ void main() {
     const uvec4 what = p.tokens.at[token];
     const uint first = first_visible(what.y, p.window);
     const uint count = what.y - first + 1;
-    const uint share = (count + SPLITS * BLOCK - 1) / (SPLITS * BLOCK) * BLOCK;
+    const uint all_blocks = gl_NumWorkGroups.x * BLOCK;
+    const uint share = (count + all_blocks - 1) / all_blocks * BLOCK;
     const uint splits = (count + share - 1) / share;
     if (split >= splits) {
         return;
@@ -291,7 +294,7 @@ void main() {
         if (!hand_over(row, split, splits)) {
             return;
         }
-        join_splits(row * SPLITS, splits);
+        join_splits(row * gl_NumWorkGroups.x, splits);
     }
     for (uint i = invocation(); i < WIDTH; i += WORKGROUP) {
         p.target.at[token * p.pitch + kv_head * WIDTH + i] = result[i];

@@ -2,6 +2,7 @@
 
 mod commands;
 mod context;
+mod decode;
 mod dispatch;
 mod features;
 mod kernel;
@@ -74,7 +75,7 @@ impl Backend for VulkanBackend {
             weight_dtypes: DType::ALL.to_vec(),
             cache_dtypes: loaded::CACHE_DTYPES.to_vec(),
             memory_bytes: memory::available(&self.context),
-            decodes: false,
+            decodes: true,
         }
     }
 

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use ash::vk;
 use tensor::{
-    BackendError, Batch, BufferId, BufferKind, DType, LoadOptions, Loaded, MemoryUse, Op, Program, WeightSource,
+    BackendError, Batch, BufferId, BufferKind, Continuation, DType, LoadOptions, Loaded, MemoryUse, Op, Program,
+    Segment, WeightSource,
 };
 
 use crate::commands::{Commands, barrier, host_barrier, record_dispatches};
 use crate::context::Context;
+use crate::decode::{Decoder, Target};
 use crate::dispatch::Dispatch;
 use crate::kernel::attention::{Decode, Scratch, tiles};
 use crate::kernel::matmul::{Path, path};
@@ -48,6 +50,7 @@ pub(crate) struct VulkanLoaded {
     // Before all that commands use, so that dropping it waits for them first.
     commands: Commands,
     recordings: HashMap<Counts, Recording>,
+    decoder: Decoder,
     pass: u64,
     pipelines: Pipelines,
     program: Program,
@@ -56,6 +59,8 @@ pub(crate) struct VulkanLoaded {
     ropes: HashMap<Rope, RopeAddresses>,
     batch: BatchMemory,
     scratch: Scratch,
+    /// Whether passes over single tokens read nothing but the tokens: all their attention has a kernel for that.
+    decodes_alone: bool,
     staging: Slice,
     download: Slice,
     pace: Pace,
@@ -100,7 +105,9 @@ impl VulkanLoaded {
             outputs: buffers.extra(4 * options.outputs_max)?,
             tiles: buffers.extra(16 * options.tokens_max)?,
         };
+        let decoder = Decoder::new(context, program, options, &mut buffers)?;
         let scratch = attention_scratch(context, program, options, &mut buffers)?;
+        let decodes_alone = decodes_alone(context, program, options, &buffers);
         let tables = rope_tables(program, options);
         let mut placed = Vec::new();
         for (rope, tables) in tables {
@@ -124,6 +131,7 @@ impl VulkanLoaded {
         Ok(VulkanLoaded {
             commands,
             recordings: HashMap::new(),
+            decoder,
             pass: 0,
             pipelines,
             program: program.clone(),
@@ -132,6 +140,7 @@ impl VulkanLoaded {
             ropes,
             batch,
             scratch,
+            decodes_alone,
             staging,
             download,
             pace: Pace::new(context.features().kind),
@@ -140,20 +149,41 @@ impl VulkanLoaded {
         })
     }
 
-    /// The dispatches of a pass.
-    fn dispatches(&self, counts: Counts) -> Vec<Dispatch> {
-        let setting = setting(&self.context, &self.options, counts.tokens, counts.outputs);
-        let recorder = Recorder {
-            features: self.context.features(),
+    /// What dispatches are made from.
+    fn scene(&self) -> Scene<'_> {
+        Scene {
+            context: &self.context,
             program: &self.program,
+            options: &self.options,
             buffers: &self.buffers,
             ropes: &self.ropes,
             batch: self.batch.addresses(),
             scratch: self.scratch,
-            context: self.options.context_max,
-            counts,
+        }
+    }
+
+    /// One pass whose tokens the processor chooses, for programs that can't be decoded without it.
+    fn decode_pass(
+        &mut self,
+        logits: BufferId,
+        continuations: &[Continuation<'_>],
+        cancel: Option<&AtomicBool>,
+    ) -> Result<Vec<Vec<u32>>, BackendError> {
+        let tokens: Vec<u32> = continuations.iter().map(|one| one.token).collect();
+        let segment = |one: &Continuation<'_>| Segment { sequence: one.sequence, position: one.position, tokens: 1 };
+        let segments: Vec<Segment> = continuations.iter().map(segment).collect();
+        let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
+        self.run(&Batch { tokens: &tokens, segments: &segments, outputs: &outputs, cancel })?;
+        let width = self.buffers.view(logits).width;
+        let mut values = vec![0.0; tokens.len() * width];
+        self.read(logits, &mut values)?;
+        let choose = |(one, logits): (&Continuation<'_>, &[f32])| {
+            let position = one.position as u64 + 1;
+            let token = tensor::reference::sample(logits, one.sampling, one.occurred, position);
+            let error = BackendError::Logits { sequence: one.sequence, position: one.position };
+            token.map(|token| vec![token]).ok_or(error)
         };
-        recorder.dispatches(&plan(&self.program, &setting))
+        continuations.iter().zip(values.chunks(width)).map(choose).collect()
     }
 
     /// Writes the batch where the recordings copy it from.
@@ -200,7 +230,7 @@ impl VulkanLoaded {
             recording.used = self.pass;
             return Ok(());
         }
-        let dispatches = self.dispatches(counts);
+        let dispatches = self.scene().dispatches(counts);
         let mut buffers = Vec::new();
         for (index, piece) in self.pace.pieces(&dispatches).into_iter().enumerate() {
             let buffer = self.commands.allocate()?;
@@ -245,12 +275,43 @@ impl VulkanLoaded {
     }
 }
 
+/// What dispatches are made from: the parts of a loaded program that don't change.
+struct Scene<'a> {
+    context: &'a Context,
+    program: &'a Program,
+    options: &'a LoadOptions,
+    buffers: &'a Buffers,
+    ropes: &'a HashMap<Rope, RopeAddresses>,
+    batch: BatchAddresses,
+    scratch: Scratch,
+}
+
+impl Scene<'_> {
+    /// The dispatches of a pass.
+    fn dispatches(&self, counts: Counts) -> Vec<Dispatch> {
+        let setting = setting(self.context, self.options, counts.tokens, counts.outputs);
+        let recorder = Recorder {
+            features: self.context.features(),
+            program: self.program,
+            buffers: self.buffers,
+            ropes: self.ropes,
+            batch: self.batch,
+            matrices: setting.matrices,
+            scratch: self.scratch,
+            context: self.options.context_max,
+            counts,
+        };
+        recorder.dispatches(&plan(self.program, &setting))
+    }
+}
+
 impl Loaded for VulkanLoaded {
     fn run(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
         batch.check(&self.options);
         if batch.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
             return Err(BackendError::Cancelled);
         }
+        self.decoder.stop(&self.commands)?;
         let counts = self.stage(batch);
         self.record(counts)?;
         self.submit(counts, batch.cancel)
@@ -261,6 +322,7 @@ impl Loaded for VulkanLoaded {
             panic!("`{}` is not a scratch buffer", self.program.buffer(buffer).name);
         };
         assert!(into.len().is_multiple_of(view.width), "{} elements of rows of {}", into.len(), view.width);
+        self.decoder.stop(&self.commands)?;
         let row = view.pitch() as u64 * 4;
         let most = (DOWNLOAD_BYTES / row).max(1) as usize;
         for (index, rows) in into.chunks_mut(most * view.width).enumerate() {
@@ -287,6 +349,41 @@ impl Loaded for VulkanLoaded {
 
     fn memory(&self) -> MemoryUse {
         self.buffers.used()
+    }
+
+    fn decode(
+        &mut self,
+        logits: BufferId,
+        continuations: &[Continuation<'_>],
+        cancel: Option<&AtomicBool>,
+    ) -> Result<Vec<Vec<u32>>, BackendError> {
+        Continuation::check(continuations, &self.options);
+        if !self.decodes_alone {
+            return self.decode_pass(logits, continuations, cancel);
+        }
+        // Not `self.scene()`, which would borrow all of `self`.
+        let scene = Scene {
+            context: &self.context,
+            program: &self.program,
+            options: &self.options,
+            buffers: &self.buffers,
+            ropes: &self.ropes,
+            batch: self.batch.addresses(),
+            scratch: self.scratch,
+        };
+        let mut target = Target {
+            commands: &mut self.commands,
+            pipelines: &mut self.pipelines,
+            tokens: self.batch.tokens,
+            outputs: self.batch.outputs,
+            logits: self.buffers.view(logits),
+            dispatches: &|rows| scene.dispatches(Counts { tokens: rows, outputs: rows, tiles: rows, single: true }),
+        };
+        self.decoder.decode(&mut target, logits, continuations, &self.options, cancel)
+    }
+
+    fn token_times(&mut self) -> Vec<Duration> {
+        self.decoder.times()
     }
 }
 
@@ -328,6 +425,15 @@ fn settings(context: &Context, options: &LoadOptions) -> Vec<Setting> {
         .flat_map(|tokens| counts(options.outputs_max).map(move |outputs| (tokens, outputs)))
         .map(|(tokens, outputs)| setting(context, options, tokens, outputs))
         .collect()
+}
+
+/// Whether [`Decode`] can do all attention.
+fn decodes_alone(context: &Context, program: &Program, options: &LoadOptions, buffers: &Buffers) -> bool {
+    let mut attention = program.ops().iter().filter(|op| matches!(op, Op::Attention { .. }));
+    attention.all(|op| {
+        let shape = attention_shape(buffers, op);
+        Decode::new(context.features(), &shape, 1, options.context_max).is_some()
+    })
 }
 
 /// Memory for attention over single tokens, for as many as there are sequences.

@@ -6,7 +6,7 @@ use tensor::{BufferId, Op, Program, Rows};
 
 use crate::dispatch::Dispatch;
 use crate::features::Features;
-use crate::kernel::attention::{Addresses, AttentionShape, Decode, Scratch, decode, prefill};
+use crate::kernel::attention::{Addresses, AttentionShape, Decode, Scratch, decode, prefill, prefill_matrix};
 use crate::kernel::cache_write::{CacheShape, cache_write};
 use crate::kernel::head_prepare::{HeadPrepare, head_prepare};
 use crate::kernel::matmul::{matmul, matmul_matrix, tile};
@@ -47,7 +47,9 @@ pub(crate) struct Recorder<'a> {
     pub(crate) buffers: &'a Buffers,
     pub(crate) ropes: &'a HashMap<Rope, RopeAddresses>,
     pub(crate) batch: BatchAddresses,
-    /// For [`attention::decode`].
+    /// Whether attention over many tokens may use f16 matrices.
+    pub(crate) matrices: bool,
+    /// For attention over single tokens.
     pub(crate) scratch: Scratch,
     /// Positions of a sequence.
     pub(crate) context: usize,
@@ -171,7 +173,7 @@ impl Recorder<'_> {
         match form {
             _ if rows == 0 => vec![],
             Form::Halfs => {
-                let tile = tile(self.features, rows);
+                let tile = tile(self.features, parts[0].0.dtype, rows);
                 matmul_matrix(self.features, &parts, self.buffers.halfs(input), rows, tile, 0)
             }
             Form::Floats if rows > COLUMNS_MAX => {
@@ -254,7 +256,11 @@ impl Recorder<'_> {
             let rows = (self.batch.tokens, tokens);
             return vec![decode(self.features, (&plan, &shape), &addresses, rows, self.scratch, quantized)];
         }
-        let attention = prefill(self.features, &shape, &addresses, self.batch.tiles, tiles, tokens);
+        let tile_table = self.batch.tiles;
+        let matrix =
+            self.matrices.then(|| prefill_matrix(self.features, &shape, &addresses, tile_table, tiles, tokens));
+        let attention =
+            matrix.flatten().unwrap_or_else(|| prefill(self.features, &shape, &addresses, tile_table, tiles, tokens));
         let quantize = forms.quants.then(|| self.convert(output, Form::Quants)).into_iter().flatten();
         std::iter::once(attention).chain(quantize).collect()
     }

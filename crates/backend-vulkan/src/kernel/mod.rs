@@ -15,6 +15,7 @@ pub(crate) mod norm;
 pub(crate) mod quantize;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
+pub(crate) mod sample;
 pub(crate) mod select_outputs;
 pub(crate) mod to_half;
 

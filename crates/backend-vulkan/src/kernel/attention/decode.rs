@@ -7,14 +7,15 @@ use super::{Addresses, AttentionShape};
 use crate::dispatch::{Dispatch, Push};
 use crate::features::{DeviceKind, Features};
 
-/// Positions that a team of lanes has in flight; as in the shader.
-const STEP: usize = 4;
-
-/// Most workgroups that the last of them has to join the results of.
+/// Most workgroups that the last of them has to join the results of; as in the shader.
 const SPLITS_MAX: usize = 32;
 
 /// Elements of queries that one lane should hold at most; it needs as many registers again for the sums.
-const LANE_ELEMENTS: usize = 64;
+const LANE_ELEMENTS: usize = 32;
+
+/// Vectors of a position's keys that one lane should hold at most: 4 registers each, times the positions in
+/// flight, and the same for the values.
+const LANE_VECTORS: usize = 2;
 
 /// Bytes that parts of the scratch memory begin at a multiple of.
 const ALIGNMENT: u64 = 256;
@@ -26,6 +27,8 @@ pub(crate) struct Decode {
     team: u32,
     /// Invocations of a workgroup.
     workgroup: u32,
+    /// Positions that a team has in flight.
+    step: u32,
     /// Workgroups for each token and head of keys.
     splits: usize,
 }
@@ -45,21 +48,23 @@ impl Decode {
         let (vectors, subgroup) = (shape.head_dim / vector, features.subgroup as usize);
         let fits = |team: usize| team <= subgroup && vectors.is_multiple_of(team);
         let mut team = [8, 4, 2, 1].into_iter().find(|&team| fits(team))?;
-        while shape.head_dim * shape.group() / team > LANE_ELEMENTS && fits(2 * team) {
+        let full = |team: usize| shape.head_dim * shape.group() > LANE_ELEMENTS * team || vectors > LANE_VECTORS * team;
+        while full(team) && fits(2 * team) {
             team *= 2;
         }
-        // Workgroups that keep the device busy, and their size.
-        let (groups, workgroup) = match features.kind {
-            DeviceKind::Discrete | DeviceKind::Virtual => (256, 256),
-            DeviceKind::Integrated => (48, 256),
-            DeviceKind::Software => (4, 64),
+        // Workgroups that keep the device busy, their size, and positions in flight (written out, which takes lavapipe
+        // seconds to compile).
+        let (groups, workgroup, step) = match features.kind {
+            DeviceKind::Discrete | DeviceKind::Virtual => (256, 256, 4),
+            DeviceKind::Integrated => (48, 256, 4),
+            DeviceKind::Software => (4, 64, 2),
         };
         let workgroup = workgroup.min(features.workgroup_max).max(features.subgroup);
-        let block = workgroup as usize / team * STEP;
+        let block = workgroup as usize / team * step as usize;
         let visible = shape.window.unwrap_or(context).min(context);
         let splits = (groups as usize).div_ceil(shape.kv_heads * tokens.max(1));
         let splits = splits.clamp(1, SPLITS_MAX).min(visible.div_ceil(block).max(1));
-        Some(Decode { team: team as u32, workgroup, splits })
+        Some(Decode { team: team as u32, workgroup, step, splits })
     }
 
     /// Bytes of the statistics and the partial results of `tokens` tokens.
@@ -105,7 +110,7 @@ pub(crate) fn decode(
     assert!(quantized.is_none() || shape.head_dim.is_multiple_of(32), "blocks of 32 in heads of {}", shape.head_dim);
     let mut kernel = kernel(features, shape.cache().shader("attention_decode"), shape.constants());
     kernel.workgroup = plan.workgroup;
-    kernel.constants.extend([plan.team, plan.splits as u32, u32::from(quantized.is_some())]);
+    kernel.constants.extend([plan.team, u32::from(quantized.is_some()), plan.step]);
     let [statistics, _] = plan.parts(shape, rows);
     let Scratch { counters, partial } = scratch;
     let push = Push::default().address(a.query).address(a.keys).address(a.values).address(a.output).address(tokens);
@@ -210,8 +215,8 @@ mod tests {
         assert_eq!(plan(shape(32, 16, 128, None), 1, 8192), (8, 16));
         assert_eq!(plan(shape(32, 16, 128, None), 8, 8192), (8, 2));
         assert_eq!(plan(shape(32, 16, 128, Some(1024)), 1, 8192), (8, 8));
-        assert_eq!(plan(shape(4, 1, 256, None), 1, 8192), (16, 32));
-        assert_eq!(plan(shape(4, 1, 256, None), 1, 100), (16, 2));
+        assert_eq!(plan(shape(4, 1, 256, None), 1, 8192), (32, 32));
+        assert_eq!(plan(shape(4, 1, 256, None), 1, 100), (32, 4));
         assert_eq!(Decode::new(&features, &shape(5, 1, 6, None), 1, 100), None);
     }
 }

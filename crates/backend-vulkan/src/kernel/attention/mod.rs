@@ -15,7 +15,7 @@ use tensor::DType;
 use super::cache_write::CacheShape;
 
 pub(crate) use decode::{Decode, Scratch, decode};
-pub(crate) use prefill::{TILE, Tile, prefill, tiles};
+pub(crate) use prefill::{prefill, prefill_matrix, tiles};
 
 /// What all kernels of attention need to know.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -88,5 +88,79 @@ impl AttentionShape {
         let window = self.window.map_or(String::new(), |window| format!(", window {window}"));
         let (heads, kv_heads, head_dim) = (self.heads, self.kv_heads, self.head_dim);
         format!("attention_{kernel} {tokens}×{heads}/{kv_heads}×{head_dim}{window} {}", self.cache_dtype)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::Context;
+    use crate::dispatch::Dispatch;
+    use crate::features::Features;
+    use crate::kernel::View;
+    use crate::kernel::cache_write::cache_write;
+    use crate::kernel::head_prepare::{HeadPrepare, head_prepare};
+    use crate::kernel::rope::{RopeAddresses, rope};
+    use crate::pipeline::Pipelines;
+
+    /// Pipelines are made but not run, so that this says something about a driver without its device too.
+    #[test]
+    fn pipelines_of_the_shapes_of_models_can_be_made() {
+        let context = match Context::open(None) {
+            Ok(context) => context,
+            Err(error) => {
+                #[expect(clippy::print_stderr, reason = "a test that can't run says so")]
+                {
+                    eprintln!("skipped: {error}");
+                }
+                return;
+            }
+        };
+        let mut pipelines = Pipelines::new(&context).unwrap();
+        let features = context.features();
+        for (heads, kv_heads, head_dim) in [(4, 1, 256), (8, 4, 256), (32, 16, 128), (8, 2, 64)] {
+            for cache_dtype in [DType::F32, DType::F16, DType::Q8_0] {
+                let (window, scale, ring) = (Some(1024), 0.1, 2048);
+                let shape = AttentionShape { heads, kv_heads, head_dim, window, scale, cache_dtype, ring };
+                for dispatch in every_kernel(features, &shape) {
+                    pipelines.get(&dispatch.kernel).unwrap_or_else(|error| panic!("{}: {error}", dispatch.label));
+                }
+            }
+        }
+        // A driver without its device can't wait for it, as dropping does.
+        std::mem::forget((pipelines, context));
+    }
+
+    /// The kernels between the projections, with addresses of nothing.
+    fn every_kernel(features: &Features, shape: &AttentionShape) -> Vec<Dispatch> {
+        let [query, key] =
+            [shape.heads, shape.kv_heads].map(|heads| View { address: 0, width: heads * shape.head_dim });
+        let tables = RopeAddresses { fine: 0, coarse: 0 };
+        let arguments = HeadPrepare {
+            query,
+            key,
+            value: key,
+            query_weight: 0,
+            key_weight: 0,
+            epsilon: 1e-6,
+            head_dim: shape.head_dim,
+            tables,
+            tokens: 0,
+            cache: shape.cache(),
+            keys: 0,
+            values: 0,
+        };
+        let addresses = Addresses { query: 0, keys: 0, values: 0, output: 0 };
+        let plan = Decode::new(features, shape, 1, 8192).expect("a fast path");
+        let quantized = Some(crate::kernel::Quantized { values: 0, sums: 0 });
+        let mut dispatches = vec![
+            rope(features, query, shape.head_dim, tables, 0, 1),
+            cache_write(features, shape.cache(), key, 0, 0, 1),
+            head_prepare(features, &arguments, 1),
+            prefill(features, shape, &addresses, 0, 1, 1),
+            decode(features, (&plan, shape), &addresses, (0, 1), Scratch { counters: 0, partial: 0 }, quantized),
+        ];
+        dispatches.extend(prefill_matrix(features, shape, &addresses, 0, 1, 1));
+        dispatches
     }
 }

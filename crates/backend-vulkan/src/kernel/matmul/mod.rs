@@ -116,13 +116,16 @@ fn matrix_subgroup(features: &Features) -> Option<u32> {
     [features.subgroup, 32, 64].into_iter().find(|size| [32, 64].contains(size) && (fewest..=most).contains(size))
 }
 
-/// The tile for a number of tokens.
-pub(crate) fn tile(features: &Features, tokens: usize) -> Tile {
+/// The tile for a number of tokens. Weights whose scales cost much to decode get wide tiles, so that they are decoded
+/// less often (measured: `docs/vulkan-notes.md`).
+pub(crate) fn tile(features: &Features, dtype: DType, tokens: usize) -> Tile {
     let wide = matrix_subgroup(features) == Some(64);
+    let costly = matches!(dtype, DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K);
     match (tokens, wide) {
-        (..=64, false) => Tile { tokens: 64, outputs: 128, step: 32, sub: (32, 32), buffers: 2, slices: 1 },
+        (..=64, false) => Tile { tokens: 64, outputs: 128, step: 64, sub: (32, 32), buffers: 1, slices: 1 },
         (..=64, true) => Tile { tokens: 64, outputs: 128, step: 32, sub: (32, 64), buffers: 2, slices: 1 },
-        (_, false) => Tile { tokens: 128, outputs: 128, step: 32, sub: (64, 32), buffers: 2, slices: 1 },
+        (_, false) if costly => Tile { tokens: 128, outputs: 256, step: 32, sub: (64, 64), buffers: 1, slices: 1 },
+        (_, false) => Tile { tokens: 128, outputs: 128, step: 64, sub: (64, 32), buffers: 1, slices: 1 },
         (_, true) => Tile { tokens: 128, outputs: 128, step: 32, sub: (64, 64), buffers: 2, slices: 1 },
     }
 }

@@ -91,7 +91,7 @@ impl Setup {
                 let mut halves = Halves { values: 0, scales: 0, width: self.columns };
                 halves.values = self.lab.upload(&vec![0xff; tokens * halves.pitch() * 2]).unwrap().address;
                 halves.scales = self.lab.upload(&vec![0; tokens * 4]).unwrap().address;
-                let mut tile = tile(&features, tokens);
+                let mut tile = tile(&features, self.dtype, tokens);
                 if let [rows] = *rows {
                     tile.slices = 2;
                     scratch = self.lab.upload(&vec![0; 2 * tokens * crate::kernel::pitch(rows) * 4]).unwrap().address;
@@ -207,7 +207,7 @@ fn every_kernel_compiles() {
         if path(features, Precision::Fast, dtype) == Path::Matrix {
             for tokens in [9, 512] {
                 let input = Halves { values: 0, scales: 0, width: columns };
-                let dispatches = matmul_matrix(features, &[product], input, tokens, tile(features, tokens), 0);
+                let dispatches = matmul_matrix(features, &[product], input, tokens, tile(features, product.0.dtype, tokens), 0);
                 pipelines.get(&dispatches[0].kernel).unwrap();
             }
         }
