@@ -158,6 +158,23 @@ mod tests {
     }
 
     #[test]
+    fn a_real_device_goes_on_where_it_was_lost() {
+        if let Err(error) = backend_vulkan::VulkanBackend::open(None) {
+            eprintln!("skipped: {error}");
+            return;
+        }
+        let run = |faults| answer(DeviceArg::Vulkan(Some(0)), vec![Gpu::failing(0, faults).real()]);
+        let (text, tokens, told) = run(vec![None]);
+        assert!(tokens.len() == 12 && told.is_empty());
+        // One call for the prompt, and at least one for the tokens behind the first.
+        for calls in [0, 1, 2] {
+            let (shown, again, told) = run(vec![Some(Fault::Pass(calls, "lost")), None]);
+            assert_eq!((&shown, &again), (&text, &tokens), "{calls}");
+            assert!(told.len() == 1 || (told.is_empty() && calls == 2), "{told:?}");
+        }
+    }
+
+    #[test]
     fn a_device_that_stays_lost_is_replaced_by_the_cpu() {
         let (text, tokens, _) = answer(DeviceArg::Cpu, vec![]);
         let lost = || Some(Fault::Pass(3, "lost"));

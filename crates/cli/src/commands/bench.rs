@@ -145,7 +145,7 @@ fn measure(args: &BenchArgs, cases: &[Case], engine: &mut Engine, report: &mut R
     }
     let mut bench = Bench::new(engine, args.seed, context(cases));
     if args.trace.is_some() && !trace::is_possible(&mut bench) {
-        bail!("the device keeps no times of its work, so there is no trace to write\n\nhint: --device vulkan");
+        bail!("the device keeps no times of its work (GPUs with timestamps do), so there is no trace to write");
     }
     report.first_token(bench.first_token(args.warmup, args.repeat)?);
     tell(report.last_first_token())?;

@@ -1,13 +1,14 @@
 //! A machine whose GPUs compute as its CPU does, and fail when they are told to.
 
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use backend_cpu::CpuBackend;
-use backend_vulkan::{DeviceInfo, DeviceKind, Features};
+use backend_vulkan::{DeviceInfo, DeviceKind, Features, VulkanBackend};
 use tensor::{
-    Backend, BackendError, Batch, BufferId, Capabilities, LoadOptions, Loaded, MemoryUse, Program, TraceSpan,
-    WeightSource,
+    Backend, BackendError, Batch, BufferId, Capabilities, Continuation, LoadOptions, Loaded, MemoryUse, Program,
+    TraceSpan, WeightSource,
 };
 
 use super::{Device, Machine};
@@ -60,7 +61,7 @@ pub(crate) enum Fault {
     Open(Failure),
     /// It can't load.
     Load(Failure),
-    /// It fails after that many passes, with that problem.
+    /// It fails after that many passes (or calls for several), with that problem.
     Pass(usize, &'static str),
 }
 
@@ -69,19 +70,26 @@ pub(crate) struct Gpu {
     info: DeviceInfo,
     memory_bytes: u64,
     faults: Mutex<Vec<Option<Fault>>>,
+    /// Whether it computes on this machine's best Vulkan device, and not on its processor.
+    real: bool,
 }
 
 impl Gpu {
     /// One that can be opened as often as there are faults to come, each time with that one.
     pub(crate) fn failing(index: usize, mut faults: Vec<Option<Fault>>) -> Gpu {
         faults.reverse();
-        Gpu { info: gpu(index), memory_bytes: 8 << 30, faults: Mutex::new(faults) }
+        Gpu { info: gpu(index), memory_bytes: 8 << 30, faults: Mutex::new(faults), real: false }
     }
 
     /// One of another kind.
     pub(crate) fn of_kind(self, kind: DeviceKind) -> Gpu {
         let features = Features { kind, ..self.info.features };
         Gpu { info: DeviceInfo { features, ..self.info }, ..self }
+    }
+
+    /// One that computes on the best Vulkan device of this machine.
+    pub(crate) fn real(self) -> Gpu {
+        Gpu { real: true, ..self }
     }
 
     /// One that can't be used.
@@ -124,7 +132,13 @@ impl Machine for FakeMachine {
         let fault = gpu.faults.lock().unwrap().pop().expect("it is not opened more often than expected");
         match fault {
             Some(Fault::Open(failure)) => Err(failure(&gpu.info)),
-            _ => Ok(Box::new(FakeGpu { info: gpu.info.clone(), memory_bytes: gpu.memory_bytes, fault })),
+            _ => {
+                let backend: Box<dyn Backend> = match gpu.real {
+                    true => Box::new(VulkanBackend::open(None)?),
+                    false => Box::new(CpuBackend::new()),
+                };
+                Ok(Box::new(FakeGpu { backend, info: gpu.info.clone(), memory_bytes: gpu.memory_bytes, fault }))
+            }
         }
     }
 
@@ -138,6 +152,7 @@ impl Machine for FakeMachine {
 }
 
 struct FakeGpu {
+    backend: Box<dyn Backend>,
     info: DeviceInfo,
     memory_bytes: u64,
     fault: Option<Fault>,
@@ -155,7 +170,7 @@ impl Device for FakeGpu {
 
 impl Backend for FakeGpu {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { memory_bytes: self.memory_bytes, ..CpuBackend::new().capabilities() }
+        Capabilities { memory_bytes: self.memory_bytes, ..self.backend.capabilities() }
     }
 
     fn load(
@@ -167,7 +182,7 @@ impl Backend for FakeGpu {
         if let Some(Fault::Load(failure)) = self.fault {
             return Err(failure(&self.info));
         }
-        let loaded = CpuBackend::new().load(program, weights, options)?;
+        let loaded = self.backend.load(program, weights, options)?;
         Ok(Box::new(FakeLoaded { loaded, info: self.info.clone(), fault: self.fault, passes: 0, trace: None }))
     }
 }
@@ -181,8 +196,9 @@ struct FakeLoaded {
     trace: Option<Vec<TraceSpan>>,
 }
 
-impl Loaded for FakeLoaded {
-    fn run(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
+impl FakeLoaded {
+    /// Counts a call, or fails if it is time.
+    fn fail(&mut self) -> Result<(), BackendError> {
         if let Some(Fault::Pass(passes, problem)) = self.fault
             && self.passes >= passes
         {
@@ -190,6 +206,13 @@ impl Loaded for FakeLoaded {
             return Err(BackendError::Device { device, problem: problem.into() });
         }
         self.passes += 1;
+        Ok(())
+    }
+}
+
+impl Loaded for FakeLoaded {
+    fn run(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
+        self.fail()?;
         if let Some(trace) = &mut self.trace {
             let (start, duration) = (Duration::from_millis(self.passes as u64), Duration::from_micros(900));
             let operations = batch.tokens.len() as u64;
@@ -200,6 +223,16 @@ impl Loaded for FakeLoaded {
 
     fn read(&mut self, buffer: BufferId, into: &mut [f32]) -> Result<(), BackendError> {
         self.loaded.read(buffer, into)
+    }
+
+    fn decode(
+        &mut self,
+        logits: BufferId,
+        continuations: &[Continuation<'_>],
+        cancel: Option<&AtomicBool>,
+    ) -> Result<Vec<Vec<u32>>, BackendError> {
+        self.fail()?;
+        self.loaded.decode(logits, continuations, cancel)
     }
 
     fn memory(&self) -> MemoryUse {
