@@ -43,7 +43,7 @@ impl Runner {
     }
 
     /// One step. If the GPU fails, nothing happens in it but that the model is loaded into the same GPU again, as long
-    /// as there are `restarts` left, or into the CPU: the next steps go on with the tokens that would have come.
+    /// as there are `restarts` left, or into the CPU: the next steps go on with the tokens that would have come, within the rounding of the devices.
     ///
     /// # Errors
     /// As [`Engine::step`]; a CPU that has no room for the model either.
@@ -107,6 +107,7 @@ impl Runner {
 mod tests {
     use engine::{Request, Sampling};
     use tensor::BackendError::{Device, OutOfMemory, Unsupported};
+    use tensor::Precision;
 
     use super::*;
     use crate::devices::fake::{Fault, Gpu, gpu, machine, no_memory, no_support, problem};
@@ -116,10 +117,14 @@ mod tests {
 
     /// An answer on a machine: what was shown, its tokens, and what was said about devices.
     fn answer(wanted: DeviceArg, gpus: Vec<Gpu>) -> (String, Vec<u32>, Vec<String>) {
+        answer_in(Precision::Fast, wanted, gpus)
+    }
+
+    fn answer_in(precision: Precision, wanted: DeviceArg, gpus: Vec<Gpu>) -> (String, Vec<u32>, Vec<String>) {
         let machine = machine(gpus);
         let checkpoint = Model::open(None).unwrap().checkpoint;
         let tokenizer = session::tokenizer(&checkpoint).unwrap();
-        let options = EngineOptions { context: Some(256), ..EngineOptions::default() };
+        let options = EngineOptions { context: Some(256), precision, ..EngineOptions::default() };
         let mut runner = Runner::load(&checkpoint, machine, wanted, &options).unwrap();
         runner.keep(checkpoint);
         let request = Request {
@@ -163,7 +168,9 @@ mod tests {
             eprintln!("skipped: {error}");
             return;
         }
-        let run = |faults| answer(DeviceArg::Vulkan(Some(0)), vec![Gpu::failing(0, faults).real()]);
+        // What was decoded token by token is run as a prompt afterwards, by other kernels: only without the rounding of
+        // activations are the numbers so close that the same tokens are drawn.
+        let run = |faults| answer_in(Precision::F32, DeviceArg::Vulkan(Some(0)), vec![Gpu::failing(0, faults).real()]);
         let (text, tokens, told) = run(vec![None]);
         assert!(tokens.len() == 12 && told.is_empty());
         // One call for the prompt, and at least one for the tokens behind the first.
