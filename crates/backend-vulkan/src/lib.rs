@@ -1,5 +1,6 @@
 //! Runs programs on any GPU with Vulkan 1.3.
 
+mod bandwidth;
 mod commands;
 mod context;
 mod decode;
@@ -15,6 +16,7 @@ mod pipeline;
 mod place;
 mod plan;
 mod record;
+mod trace;
 mod upload;
 
 pub use context::DeviceInfo;
@@ -50,6 +52,14 @@ impl VulkanBackend {
     pub fn copy_bandwidth(&self) -> Result<f64, BackendError> {
         let problem = "its copies are not measured yet".into();
         Err(BackendError::Unsupported { device: self.context.features().name.clone(), problem })
+    }
+
+    /// Measures how many bytes per second the device copies within its own memory, read and written ones counted.
+    ///
+    /// # Errors
+    /// No memory for it, or a device that fails.
+    pub fn copy_bandwidth(&self) -> Result<f64, BackendError> {
+        bandwidth::copy_bandwidth(&self.context)
     }
 
     /// The device.
