@@ -45,15 +45,6 @@ impl VulkanBackend {
         Ok(VulkanBackend { context: Context::open(index)? })
     }
 
-    /// Bytes per second that a large copy inside of the device's memory reads and writes.
-    ///
-    /// # Errors
-    /// [`BackendError::Unsupported`]: not measured yet.
-    pub fn copy_bandwidth(&self) -> Result<f64, BackendError> {
-        let problem = "its copies are not measured yet".into();
-        Err(BackendError::Unsupported { device: self.context.features().name.clone(), problem })
-    }
-
     /// Measures how many bytes per second the device copies within its own memory, read and written ones counted.
     ///
     /// # Errors

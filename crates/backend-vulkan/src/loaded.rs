@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ash::vk;
 use tensor::{
     BackendError, Batch, BufferId, BufferKind, Continuation, DType, LoadOptions, Loaded, MemoryUse, Op, Program,
-    Segment, WeightSource,
+    Segment, TraceSpan, WeightSource,
 };
 
 use crate::commands::{Commands, barrier, host_barrier, record_dispatches};
