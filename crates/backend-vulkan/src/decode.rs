@@ -21,6 +21,7 @@ use crate::kernel::sample::{NO_TOKEN, Rows, SamplePlan, Sampler, Settings, occur
 use crate::memory::{Arena, Place, Slice};
 use crate::pipeline::Pipelines;
 use crate::place::Buffers;
+use crate::trace::Trace;
 
 /// Passes that can be under way.
 const SLOTS: usize = 32;
@@ -93,6 +94,8 @@ pub(crate) struct Target<'a> {
     pub(crate) tokens: Slice,
     pub(crate) outputs: Slice,
     pub(crate) logits: View,
+    /// Whether every dispatch is timed, and by what.
+    pub(crate) trace: Option<&'a mut Trace>,
     /// The dispatches of a pass over `rows` single tokens.
     pub(crate) dispatches: &'a dyn Fn(usize) -> Vec<Dispatch>,
 }
@@ -156,6 +159,10 @@ impl Decoder {
             self.stop(target.commands)?;
             return Err(BackendError::Cancelled);
         }
+        if target.trace.is_some() {
+            self.stop(target.commands)?;
+            return self.traced(target, logits, continuations, options);
+        }
         if !self.continues(logits, continuations) {
             self.stop(target.commands)?;
             self.start(target, logits, continuations, options)?;
@@ -181,6 +188,48 @@ impl Decoder {
                 Err(error)
             }
         }
+    }
+
+    /// One pass with a timestamp around every dispatch.
+    fn traced(
+        &mut self,
+        target: &mut Target<'_>,
+        logits: BufferId,
+        continuations: &[Continuation<'_>],
+        options: &LoadOptions,
+    ) -> Result<Vec<Vec<u32>>, BackendError> {
+        let plan = SamplePlan::of(continuations.iter().map(|continuation| continuation.sampling));
+        let key = Key { rows: continuations.len(), plan, logits };
+        self.stage(target, continuations)?;
+        let dispatches = self.pass(target, key, 0);
+        let (context, pipelines) = (&self.context, &mut *target.pipelines);
+        let trace = target.trace.as_mut().expect("tracing is on");
+        let mut timed = false;
+        target.commands.once(|buffer| {
+            let mut stamps = trace.begin(buffer, &dispatches);
+            timed = stamps.is_some();
+            record_dispatches(context, pipelines, buffer, &dispatches, &mut stamps)?;
+            host_barrier(context, buffer);
+            Ok(())
+        })?;
+        if timed {
+            trace.end(&dispatches)?;
+        }
+        let submission = Submission { first_slot: 0, passes: 1, done_at: 0 };
+        Ok(self.collect(submission, continuations, options)?.0)
+    }
+
+    /// The dispatches of a pass whose tokens go to a slot.
+    fn pass(&self, target: &Target<'_>, key: Key, slot: usize) -> Vec<Dispatch> {
+        let sampler = self.sampler.expect("logits are an output that nothing reads");
+        let rows = Rows {
+            settings: self.settings.address,
+            tokens: target.tokens.address,
+            occurred: self.occurred.address,
+            results: self.results.address + (slot * self.rows_max * 4) as u64,
+        };
+        let choice = sampler.dispatches(self.context.features(), key.plan, target.logits, &rows, key.rows);
+        (target.dispatches)(key.rows).into_iter().chain(choice).collect()
     }
 
     /// The device's times of the passes of the last call.
@@ -288,19 +337,9 @@ impl Decoder {
         if self.recordings.contains_key(&key) {
             return Ok(());
         }
-        let pass = (target.dispatches)(key.rows);
-        let sampler = self.sampler.expect("logits are an output that nothing reads");
-        let features = self.context.features().clone();
         let mut buffers = Vec::new();
         for slot in 0..SLOTS {
-            let rows = Rows {
-                settings: self.settings.address,
-                tokens: target.tokens.address,
-                occurred: self.occurred.address,
-                results: self.results.address + (slot * self.rows_max * 4) as u64,
-            };
-            let choice = sampler.dispatches(&features, key.plan, target.logits, &rows, key.rows);
-            let dispatches: Vec<Dispatch> = pass.iter().cloned().chain(choice).collect();
+            let dispatches = self.pass(target, key, slot);
             let buffer = target.commands.allocate()?;
             target.commands.begin(buffer)?;
             self.stamp(buffer, slot, 0);

@@ -1,5 +1,6 @@
 //! Runs programs on any GPU with Vulkan 1.3.
 
+mod bandwidth;
 mod commands;
 mod context;
 mod decode;
@@ -15,6 +16,7 @@ mod pipeline;
 mod place;
 mod plan;
 mod record;
+mod trace;
 mod upload;
 
 pub use context::DeviceInfo;
@@ -43,13 +45,12 @@ impl VulkanBackend {
         Ok(VulkanBackend { context: Context::open(index)? })
     }
 
-    /// Bytes per second that a large copy inside of the device's memory reads and writes.
+    /// Measures how many bytes per second the device copies within its own memory, read and written ones counted.
     ///
     /// # Errors
-    /// [`BackendError::Unsupported`]: not measured yet.
+    /// No memory for it, or a device that fails.
     pub fn copy_bandwidth(&self) -> Result<f64, BackendError> {
-        let problem = "its copies are not measured yet".into();
-        Err(BackendError::Unsupported { device: self.context.features().name.clone(), problem })
+        bandwidth::copy_bandwidth(&self.context)
     }
 
     /// The device.

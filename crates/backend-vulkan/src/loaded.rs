@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ash::vk;
 use tensor::{
     BackendError, Batch, BufferId, BufferKind, Continuation, DType, LoadOptions, Loaded, MemoryUse, Op, Program,
-    Segment, WeightSource,
+    Segment, TraceSpan, WeightSource,
 };
 
 use crate::commands::{Commands, barrier, host_barrier, record_dispatches};
@@ -25,6 +25,7 @@ use crate::pipeline::Pipelines;
 use crate::place::{Buffers, Placed};
 use crate::plan::{Rope, Setting, Step, plan};
 use crate::record::{BatchAddresses, Counts, Recorder, attention_shape};
+use crate::trace::Trace;
 use crate::upload::Uploader;
 
 /// Bytes that are copied to the processor at once.
@@ -51,6 +52,7 @@ pub(crate) struct VulkanLoaded {
     commands: Commands,
     recordings: HashMap<Counts, Recording>,
     decoder: Decoder,
+    trace: Option<Trace>,
     pass: u64,
     pipelines: Pipelines,
     program: Program,
@@ -132,6 +134,7 @@ impl VulkanLoaded {
             commands,
             recordings: HashMap::new(),
             decoder,
+            trace: None,
             pass: 0,
             pipelines,
             program: program.clone(),
@@ -255,6 +258,31 @@ impl VulkanLoaded {
         Ok(())
     }
 
+    /// A pass with a timestamp around every dispatch.
+    fn traced(&mut self, counts: Counts) -> Result<(), BackendError> {
+        let dispatches = self.scene().dispatches(counts);
+        for (index, piece) in self.pace.pieces(&dispatches).into_iter().enumerate() {
+            let piece = &dispatches[piece];
+            let buffer = self.commands.allocate()?;
+            self.commands.begin(buffer)?;
+            if index == 0 {
+                barrier(&self.context, buffer);
+                self.record_batch(buffer, counts);
+            }
+            let mut stamps = self.trace.as_ref().and_then(|trace| trace.begin(buffer, piece));
+            let timed = stamps.is_some();
+            record_dispatches(&self.context, &mut self.pipelines, buffer, piece, &mut stamps)?;
+            self.commands.end(buffer)?;
+            let done_at = self.commands.submit(&[buffer])?;
+            self.commands.wait(done_at)?;
+            self.commands.free(&[buffer]);
+            if let Some(trace) = self.trace.as_mut().filter(|_| timed) {
+                trace.end(piece)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Submits a recording piece by piece, never more than two ahead, and waits for the end.
     fn submit(&mut self, counts: Counts, cancel: Option<&AtomicBool>) -> Result<(), BackendError> {
         let start = Instant::now();
@@ -313,6 +341,9 @@ impl Loaded for VulkanLoaded {
         }
         self.decoder.stop(&self.commands)?;
         let counts = self.stage(batch);
+        if self.trace.is_some() {
+            return self.traced(counts);
+        }
         self.record(counts)?;
         self.submit(counts, batch.cancel)
     }
@@ -377,9 +408,21 @@ impl Loaded for VulkanLoaded {
             tokens: self.batch.tokens,
             outputs: self.batch.outputs,
             logits: self.buffers.view(logits),
+            trace: self.trace.as_mut(),
             dispatches: &|rows| scene.dispatches(Counts { tokens: rows, outputs: rows, tiles: rows, single: true }),
         };
         self.decoder.decode(&mut target, logits, continuations, &self.options, cancel)
+    }
+
+    fn set_tracing(&mut self, on: bool) -> bool {
+        // What is under way was recorded without timestamps; a device that failed says so in the next pass.
+        let _ = self.decoder.stop(&self.commands);
+        self.trace = if on { Trace::new(&self.context) } else { None };
+        self.trace.is_some()
+    }
+
+    fn take_trace(&mut self) -> Vec<TraceSpan> {
+        self.trace.as_mut().map_or_else(Vec::new, Trace::take)
     }
 
     fn token_times(&mut self) -> Vec<Duration> {

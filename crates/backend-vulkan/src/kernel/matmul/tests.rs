@@ -207,7 +207,8 @@ fn every_kernel_compiles() {
         if path(features, Precision::Fast, dtype) == Path::Matrix {
             for tokens in [9, 512] {
                 let input = Halves { values: 0, scales: 0, width: columns };
-                let dispatches = matmul_matrix(features, &[product], input, tokens, tile(features, product.0.dtype, tokens), 0);
+                let dispatches =
+                    matmul_matrix(features, &[product], input, tokens, tile(features, product.0.dtype, tokens), 0);
                 pipelines.get(&dispatches[0].kernel).unwrap();
             }
         }
