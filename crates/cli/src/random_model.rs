@@ -167,7 +167,7 @@ pub(crate) fn fitting(format: DType, columns: usize) -> DType {
     if smaller.row_bytes(columns).is_some() { smaller } else { DType::F16 }
 }
 
-/// Fills `bytes` with runs of blocks of the pool: where each begins there is chosen by its number, counted from `first`.
+/// Fills `bytes` with runs of blocks of the pool: where each begins there is chosen by its number, from `first` on.
 fn fill(bytes: &mut [u8], pool: &[u8], block: usize, seed: u64, first: usize) {
     for (number, into) in bytes.chunks_mut(RUN_BLOCKS * block).enumerate() {
         let choice = mix(seed.wrapping_add((first + number) as u64));

@@ -60,8 +60,9 @@ fn inspect_lists_all_devices() {
         assert!(text.contains(&line), "{line}: {text}");
         assert_eq!(device["name"], format!("vulkan:{number}"));
         assert!(device["problem"].is_string() || device["subgroup"].as_u64().unwrap() >= 4, "{device}");
-        assert_eq!(device["problem"].is_string(), text.contains("can't be used"), "{text}");
     }
+    let problems = devices[1..].iter().filter(|device| device["problem"].is_string()).count();
+    assert_eq!(text.matches("  can't be used  ").count(), problems, "{text}");
     assert!(devices.len() == 1 || report["vulkan_problem"].is_null());
 }
 
@@ -92,7 +93,10 @@ fn devices_that_are_not_there_get_a_message() {
 #[test]
 fn a_vulkan_device_answers_and_is_timed() {
     let Some(name) = usable() else {
-        eprintln!("skipped: no Vulkan device can be used");
+        #[expect(clippy::print_stderr, reason = "a test that can't run says so")]
+        {
+            eprintln!("skipped: no Vulkan device can be used");
+        }
         return;
     };
     let report = json(&run(&["run", "--device", &name, "--json", "--temperature", "0", QUESTION]));

@@ -131,8 +131,13 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         }
         let Load { mut engine, place } = weights.load(args.device, &options(&args, &cases, threads))?;
         interrupt::watch(engine.interrupt_handle());
+        let gpu = place.is_gpu();
         report.loaded(place, engine.memory());
         measure(&args, &cases, &mut engine, &mut report)?;
+        if gpu {
+            // It has no use for other numbers of threads.
+            break;
+        }
     }
     if args.json { Ok(output::json(&report.json())?) } else { Ok(()) }
 }

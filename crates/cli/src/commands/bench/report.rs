@@ -53,6 +53,11 @@ impl Place {
         }
     }
 
+    /// Whether it is a GPU, to which threads mean nothing.
+    pub(super) fn is_gpu(&self) -> bool {
+        self.threads.is_none()
+    }
+
     /// Where something ran: ` · 2 threads`.
     fn threads_text(&self) -> String {
         self.threads.map(|threads| format!(" · {threads} threads")).unwrap_or_default()
@@ -181,9 +186,8 @@ impl Report {
         let Some(load) = self.loads.last() else { return String::new() };
         let [median, fastest, slowest] = spread(&load.first_token).map(|seconds| seconds * 1e3);
         let threads = load.place.threads_text();
-        format!(
-            "first token after {FIRST_TOKEN_PROMPT} of a prompt{threads} · {median:.1} ms ({fastest:.1} – {slowest:.1})\n"
-        )
+        let times = format!("{median:.1} ms ({fastest:.1} – {slowest:.1})");
+        format!("first token after {FIRST_TOKEN_PROMPT} of a prompt{threads} · {times}\n")
     }
 
     /// The newest result.
@@ -259,7 +263,7 @@ impl Report {
 
 fn load_json(load: &Load) -> Value {
     let Load { place, memory, first_token, trace } = load;
-    let gpu = place.threads.is_none();
+    let gpu = place.is_gpu();
     json!({
         "threads": place.threads,
         "load_seconds": place.time.as_secs_f64(),

@@ -38,18 +38,73 @@ struct Summary {
     gaps: f64,
     /// The longest of these in the whole part.
     longest_gap: f64,
-    /// The most time first.
-    ops: Vec<OpSum>,
+    /// The most time first, each with the sums of its spans of one name.
+    ops: Vec<(Sum, Vec<Sum>)>,
 }
 
-/// All spans of one kind, per pass or prompt.
+/// All spans of one kind or name, per pass or prompt.
 #[derive(Clone, Debug, PartialEq)]
-struct OpSum {
-    op: &'static str,
+struct Sum {
+    name: String,
     dispatches: f64,
     seconds: f64,
     bytes: f64,
     operations: f64,
+}
+
+/// Sums over the spans of each name, divided by `count`; the most time first.
+fn sums<'a>(
+    spans: impl Iterator<Item = &'a TraceSpan>,
+    count: usize,
+    name: impl Fn(&'a TraceSpan) -> &'a str,
+) -> Vec<Sum> {
+    let mut sums: Vec<Sum> = Vec::new();
+    for span in spans {
+        let at = sums.iter().position(|sum| sum.name == name(span)).unwrap_or_else(|| {
+            sums.push(Sum { name: name(span).into(), dispatches: 0.0, seconds: 0.0, bytes: 0.0, operations: 0.0 });
+            sums.len() - 1
+        });
+        let sum = &mut sums[at];
+        sum.dispatches += 1.0 / count as f64;
+        sum.seconds += span.duration.as_secs_f64() / count as f64;
+        sum.bytes += span.bytes as f64 / count as f64;
+        sum.operations += span.operations as f64 / count as f64;
+    }
+    sums.sort_by(|one, two| two.seconds.total_cmp(&one.seconds));
+    sums
+}
+
+impl Sum {
+    /// A row of a table. `total` is in seconds, `bandwidth` in bytes per second.
+    fn row(&self, indent: &str, total: f64, bandwidth: Option<f64>) -> String {
+        let seconds = self.seconds.max(1e-12);
+        let rate = self.bytes / seconds;
+        let share = bandwidth.map_or("-".into(), |bandwidth| format!("{:.0} %", rate / bandwidth * 100.0));
+        format!(
+            "{:<44} {:>10.1} {:>11.4} {:>5.1} % {:>11.2} {:>9.1} {share:>10} {:>8.0}\n",
+            format!("{indent}{}", self.name),
+            self.dispatches,
+            self.seconds * 1e3,
+            seconds / total.max(1e-12) * 100.0,
+            self.bytes / 1e6,
+            rate / 1e9,
+            self.operations / seconds / 1e9
+        )
+    }
+
+    fn json(&self, total: f64, bandwidth: Option<f64>) -> Value {
+        let rate = self.bytes / self.seconds.max(1e-12);
+        json!({
+            "name": self.name,
+            "dispatches": self.dispatches,
+            "seconds": self.seconds,
+            "share": self.seconds / total.max(1e-12),
+            "bytes": self.bytes,
+            "bytes_per_second": rate,
+            "share_of_memory_bandwidth": bandwidth.map(|bandwidth| rate / bandwidth),
+            "operations": self.operations,
+        })
+    }
 }
 
 /// Whether the device tells what it does.
@@ -95,7 +150,6 @@ impl Part {
             Measurement::Decode => self.spans.iter().filter(|span| span.name == first).count().max(1),
             Measurement::Prefill => 1,
         };
-        let mut ops: Vec<OpSum> = Vec::new();
         let (start, mut end) = (self.spans.first().map_or(Duration::ZERO, |span| span.start), Duration::ZERO);
         let (mut gaps, mut longest_gap) = (Duration::ZERO, Duration::ZERO);
         for (index, span) in self.spans.iter().enumerate() {
@@ -105,71 +159,53 @@ impl Part {
                 longest_gap = longest_gap.max(gap);
             }
             end = end.max(span.start + span.duration);
-            let at = ops.iter().position(|sum| sum.op == span.op).unwrap_or_else(|| {
-                ops.push(OpSum { op: span.op, dispatches: 0.0, seconds: 0.0, bytes: 0.0, operations: 0.0 });
-                ops.len() - 1
-            });
-            ops[at].dispatches += 1.0 / count as f64;
-            ops[at].seconds += span.duration.as_secs_f64() / count as f64;
-            ops[at].bytes += span.bytes as f64 / count as f64;
-            ops[at].operations += span.operations as f64 / count as f64;
         }
-        ops.sort_by(|one, two| two.seconds.total_cmp(&one.seconds));
         let per = |time: Duration| time.as_secs_f64() / count as f64;
-        let total = per(end.saturating_sub(start));
-        Summary { count, total, gaps: per(gaps), longest_gap: longest_gap.as_secs_f64(), ops }
+        let ops = sums(self.spans.iter(), count, |span| span.op);
+        let ops = ops.into_iter().map(|sum| {
+            let of_op = self.spans.iter().filter(|span| span.op == sum.name);
+            let parts = sums(of_op, count, |span| &span.name);
+            (sum, parts)
+        });
+        Summary {
+            count,
+            total: per(end.saturating_sub(start)),
+            gaps: per(gaps),
+            longest_gap: longest_gap.as_secs_f64(),
+            ops: ops.collect(),
+        }
     }
 
     /// A heading and a row for each op. `bandwidth` is in bytes per second.
     fn table(&self, bandwidth: Option<f64>) -> String {
         let Summary { count, total, gaps, longest_gap, ops } = self.summary();
         let Case { tokens, depth, sequences, measurement } = self.case;
-        let mut text = match measurement {
-            Measurement::Decode => format!(
-                "\ndecode of {sequences} at {depth}, per pass (of {count}): {:.3} ms by the device's clock, of them {:.3} ms \
-                 between dispatches, at most {:.3} ms at once\n",
-                total * 1e3,
-                gaps * 1e3,
-                longest_gap * 1e3
-            ),
-            Measurement::Prefill => format!(
-                "\nprefill of {tokens} at {depth}: {:.3} ms by the device's clock, of them {:.3} ms between dispatches, at \
-                 most {:.3} ms at once\n",
-                total * 1e3,
-                gaps * 1e3,
-                longest_gap * 1e3
-            ),
+        let what = match measurement {
+            Measurement::Decode => format!("decode of {sequences} at {depth}, per pass (of {count})"),
+            Measurement::Prefill => format!("prefill of {tokens} at {depth}"),
         };
-        text += "op                   dispatches          ms   share          MB      GB/s  of copies    Gop/s\n";
-        for OpSum { op, dispatches, seconds, bytes, operations } in ops {
-            let rate = bytes / seconds.max(1e-12);
-            let share = bandwidth.map_or("-".into(), |bandwidth| format!("{:.0} %", rate / bandwidth * 100.0));
-            text += &format!(
-                "{op:<20} {dispatches:>10.1} {:>11.4} {:>5.1} % {:>11.2} {:>9.1} {share:>10} {:>8.0}\n",
-                seconds * 1e3,
-                seconds / total.max(1e-12) * 100.0,
-                bytes / 1e6,
-                rate / 1e9,
-                operations / seconds.max(1e-12) / 1e9
-            );
+        let mut text = format!(
+            "\n{what}: {:.3} ms by the device's clock, of them {:.3} ms between dispatches, at most {:.3} ms at once\n",
+            total * 1e3,
+            gaps * 1e3,
+            longest_gap * 1e3
+        );
+        text += &format!("{:<44} dispatches          ms   share          MB      GB/s  of copies    Gop/s\n", "op");
+        for (sum, parts) in ops {
+            text += &sum.row("", total, bandwidth);
+            if parts.len() > 1 {
+                parts.iter().for_each(|part| text += &part.row("  ", total, bandwidth));
+            }
         }
         text
     }
 
     fn json(&self, bandwidth: Option<f64>) -> Value {
         let Summary { count, total, gaps, longest_gap, ops } = self.summary();
-        let ops = ops.into_iter().map(|OpSum { op, dispatches, seconds, bytes, operations }| {
-            let rate = bytes / seconds.max(1e-12);
-            json!({
-                "op": op,
-                "dispatches": dispatches,
-                "seconds": seconds,
-                "share": seconds / total.max(1e-12),
-                "bytes": bytes,
-                "bytes_per_second": rate,
-                "share_of_memory_bandwidth": bandwidth.map(|bandwidth| rate / bandwidth),
-                "operations": operations,
-            })
+        let ops = ops.iter().map(|(sum, parts)| {
+            let mut value = sum.json(total, bandwidth);
+            value["parts"] = parts.iter().map(|part| part.json(total, bandwidth)).collect();
+            value
         });
         json!({
             "test": self.case.measurement.name(),
@@ -268,8 +304,12 @@ mod tests {
         close(summary.total, 105.0);
         close(summary.gaps, (10.0 + 10.0 + 10.0) / 2.0);
         close(summary.longest_gap, 10.0);
-        let ops: Vec<_> = summary.ops.iter().map(|sum| (sum.op, sum.dispatches, sum.bytes)).collect();
-        assert_eq!(ops, [("linear", 2.0, 120_000.0), ("embed", 1.0, 10_000.0)]);
+        let ops: Vec<_> = summary
+            .ops
+            .iter()
+            .map(|(sum, parts)| (sum.name.as_str(), sum.dispatches, sum.bytes, parts.len()))
+            .collect();
+        assert_eq!(ops, [("linear", 2.0, 120_000.0, 2), ("embed", 1.0, 10_000.0, 1)]);
 
         let part = Part { case: CASE, spans };
         let table = part.table(Some(2e9));
@@ -277,6 +317,8 @@ mod tests {
         let row = table.lines().find(|line| line.starts_with("linear")).unwrap();
         assert!(row.contains(" 1.0 ") && row.contains("50 %"), "{table}");
         assert_eq!(part.json(Some(2e9))["ops"][0]["share_of_memory_bandwidth"], 0.5);
+        assert!(table.contains("\n  linear b ") && !table.contains("\n  embed a "), "{table}");
+        assert_eq!(part.json(None)["ops"][0]["parts"][1]["dispatches"], 1.0);
         assert_eq!(part.json(None)["ops"][0]["share_of_memory_bandwidth"], Value::Null);
     }
 
