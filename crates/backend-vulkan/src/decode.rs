@@ -373,13 +373,9 @@ impl Decoder {
         let wanted = (SUBMISSION.as_secs_f64() / time.as_secs_f64().max(1e-6)).round() as usize;
         let wanted = wanted.clamp(1, SLOTS / 2);
         while stream.under_way.len() < 2 {
-            let first = stream.under_way.front().map(|submission| submission.passes);
             let submitted: usize = stream.under_way.iter().map(|submission| submission.passes).sum();
-            let allowed = match (returned, first) {
-                (true, None) => wanted,
-                (true, Some(first)) => (first + options.run_ahead_max()).saturating_sub(submitted),
-                (false, _) => options.run_ahead_max().saturating_sub(submitted),
-            };
+            // At least one pass is returned, if the caller waits for any; all others may turn out to be ahead.
+            let allowed = (options.run_ahead_max() + usize::from(returned)).saturating_sub(submitted);
             let passes = wanted.min(stream.left).min(allowed);
             if passes == 0 {
                 return Ok(());
