@@ -15,7 +15,6 @@ mod pace;
 mod pipeline;
 mod place;
 mod plan;
-mod prefetch;
 mod record;
 mod trace;
 mod upload;
