@@ -10,7 +10,7 @@
 #include "format/{FORMAT}.glsl"
 #include "matvec.glsl"
 
-Raw raw[TAKEN];
+Raw raw[UNROLL * TAKEN];
 
 #ifdef ACTIVATIONS_INT8
 
@@ -27,7 +27,7 @@ int dot_half(uvec4 quants, uvec4 activations) {
     return sum;
 }
 
-void accumulate(uint unit) {
+void accumulate(uint unit, uint first) {
     Uvec4s activations = Uvec4s(p.activations);
     Vec2s activation_sums = Vec2s(p.sums);
 #ifdef ONE_SCALE
@@ -35,8 +35,8 @@ void accumulate(uint unit) {
     float scale[TAKEN], offset[TAKEN];
     uvec4 quants[TAKEN][2];
     [[unroll]] for (uint r = 0; r < TAKEN; r++) {
-        decode_half(raw[r], 0, quants[r][0], scale[r], offset[r]);
-        decode_half(raw[r], 1, quants[r][1], scale[r], offset[r]);
+        decode_half(raw[first + r], 0, quants[r][0], scale[r], offset[r]);
+        decode_half(raw[first + r], 1, quants[r][1], scale[r], offset[r]);
     }
     [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
         const uint at = column * p.activation_pitch + 2 * unit;
@@ -54,7 +54,7 @@ void accumulate(uint unit) {
         float scale[TAKEN], offset[TAKEN];
         uvec4 quants[TAKEN];
         [[unroll]] for (uint r = 0; r < TAKEN; r++) {
-            decode_half(raw[r], k, quants[r], scale[r], offset[r]);
+            decode_half(raw[first + r], k, quants[r], scale[r], offset[r]);
         }
         [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
             const uint at = column * p.activation_pitch + half_index(unit, k);
@@ -78,13 +78,13 @@ vec4 quants_of(uint bytes) { return vec4(unpack8(int32_t(bytes))); }
 vec4 quants_of(uint bytes) { return vec4(unpack8(bytes)); }
 #endif
 
-void accumulate(uint unit) {
+void accumulate(uint unit, uint first) {
     Vec4s activations = Vec4s(p.activations);
     [[unroll]] for (uint k = 0; k < HALVES; k++) {
         [[unroll]] for (uint r = 0; r < TAKEN; r++) {
             float scale, offset;
             uvec4 quants;
-            decode_half(raw[r], k, quants, scale, offset);
+            decode_half(raw[first + r], k, quants, scale, offset);
             [[unroll]] for (uint part = 0; part < 4; part++) {
                 const vec4 weights = fma(vec4(scale), quants_of(quants[part]), vec4(offset));
                 [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
@@ -98,14 +98,30 @@ void accumulate(uint unit) {
 
 #endif
 
+void load(Place at, uint unit, uint first) {
+    [[unroll]] for (uint r = 0; r < TAKEN; r++) {
+        raw[first + r] = load_raw(matrix(at, r), row_of(at, r), p.pitch, p.units, unit);
+    }
+}
+
 void main() {
     const Place at = place();
     clear_sums();
-    for (uint unit = at.part * SUBGROUP + gl_SubgroupInvocationID; unit < p.units; unit += SPLIT * SUBGROUP) {
-        [[unroll]] for (uint r = 0; r < TAKEN; r++) {
-            raw[r] = load_raw(matrix(at, r), row_of(at, r), p.pitch, p.units, unit);
+    const uint stride = SPLIT * SUBGROUP;
+    uint unit = at.part * SUBGROUP + gl_SubgroupInvocationID;
+    if (UNROLL > 1) {
+        for (; unit + (UNROLL - 1) * stride < p.units; unit += UNROLL * stride) {
+            [[unroll]] for (uint i = 0; i < UNROLL; i++) {
+                load(at, unit + i * stride, i * TAKEN);
+            }
+            [[unroll]] for (uint i = 0; i < UNROLL; i++) {
+                accumulate(unit + i * stride, i * TAKEN);
+            }
         }
-        accumulate(unit);
+    }
+    for (; unit < p.units; unit += stride) {
+        load(at, unit, 0);
+        accumulate(unit, 0);
     }
     finish(at);
 }

@@ -10,9 +10,12 @@
 layout(constant_id = 2) const uint ROWS = 2;
 layout(constant_id = 3) const uint COLUMNS = 1;
 layout(constant_id = 4) const uint SPLIT = 1;
-// 0: rows of f32. 1 and 2: the first two matrices are gate and up, and what goes out is gelu(gate) · up, as f32 (1) or
-// as 8-bit integers (2).
+// 0: rows of f32. 1 to 3: the first two matrices are gate and up, and what goes out is gelu(gate) · up: as f32 (1); as
+// 8-bit integers, a workgroup's rows being whole blocks of 32 (2); as both, where several workgroups share a block and
+// the last of them to arrive quantizes it (3).
 layout(constant_id = 5) const uint EPILOGUE = 0;
+// Units that are loaded before the first of them is multiplied.
+layout(constant_id = 6) const uint UNROLL = 1;
 
 const uint SUBGROUPS = WORKGROUP / SUBGROUP;
 const uint SETS = SUBGROUPS / SPLIT;
@@ -21,18 +24,25 @@ const uint GROUP_ROWS = SETS * ROWS;
 const uint MATRICES = EPILOGUE == 0 ? 1 : 2;
 const uint TAKEN = MATRICES * ROWS;
 
+// Members and not blocks: the compiler ignores the qualifier of a block behind a pointer.
+layout(buffer_reference, scalar, buffer_reference_align = 16) buffer SharedVec4s { devicecoherent vec4 at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer SharedFloats { devicecoherent float at[]; };
+
 layout(push_constant, scalar) uniform Push {
     uvec2 weights[3];
     uvec2 targets[3];
     uvec2 activations;
     uvec2 sums;
     uvec2 target_sums;      // for quantized results
+    uvec2 arrivals;         // workgroups that have written their part of each block of 32; zero before and after
     uint rows[3];
     uint pitch;             // uvec4s of a row of weights
     uint units;             // of a row
     uint activation_pitch;  // vec4s (f32) or uvec4s (8 bits) of a row of activations
     uint target_pitch[3];   // floats
 } p;
+
+shared uint arrived;
 
 // Sums of each subgroup for the others of its set, then the results of the workgroup.
 shared float shared_sums[SUBGROUPS * TAKEN * COLUMNS];
@@ -94,6 +104,35 @@ void store_quantized(uint first_row) {
     }
 }
 
+// Whether this workgroup is the last of those that share a block of 32 rows, and what they wrote can be read.
+bool is_last(uint block) {
+    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsRelease | gl_SemanticsMakeAvailable);
+    barrier();
+    if (gl_LocalInvocationIndex == 0) {
+        const uint sharers = 32 / GROUP_ROWS;
+        const uint before = atomicAdd(Uints(p.arrivals).at[block], 1u, gl_ScopeDevice, gl_StorageSemanticsBuffer,
+            gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable | gl_SemanticsMakeVisible);
+        if (before + 1 == sharers) {
+            atomicStore(Uints(p.arrivals).at[block], 0u, gl_ScopeDevice, 0, gl_SemanticsRelaxed);
+        }
+        arrived = before + 1 == sharers ? 1u : 0u;
+    }
+    barrier();
+    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsAcquire | gl_SemanticsMakeVisible);
+    return arrived == 1u;
+}
+
+// Quantizes a block of 32 rows whose f32 values are in `targets[1]`.
+void quantize_block(uint block) {
+    for (uint i = gl_LocalInvocationIndex; i < 8 * COLUMNS; i += WORKGROUP) {
+        const uint column = i / 8;
+        const vec4 values =
+            SharedVec4s(p.targets[1]).at[(column * p.target_pitch[1] + 32 * block) / 4 + i % 8];
+        const uint index = (column * p.target_pitch[0] + 32 * block) / 4 + i % 8;
+        quantize(Uints(p.targets[0]), Vec2s(p.target_sums), index, values);
+    }
+}
+
 void clear_sums() {
     [[unroll]] for (uint i = 0; i < TAKEN * COLUMNS; i++) {
         sums[i] = 0.0;
@@ -128,8 +167,11 @@ void finish(Place at) {
             if (EPILOGUE != 0) {
                 value = gelu_tanh(value) * sums[(ROWS + r) * COLUMNS + column];
             }
-            if (writes && EPILOGUE != 2) {
+            if (writes && EPILOGUE < 2) {
                 store(at, row, column, value);
+            }
+            if (writes && EPILOGUE == 3 && row < p.rows[0]) {
+                SharedFloats(p.targets[1]).at[column * p.target_pitch[1] + row] = value;
             }
             if (writes && EPILOGUE == 2) {
                 shared_sums[column * GROUP_ROWS + (gl_SubgroupID / SPLIT) * ROWS + r] = value;
@@ -139,5 +181,11 @@ void finish(Place at) {
     if (EPILOGUE == 2) {
         barrier();
         store_quantized(gl_WorkGroupID.x * GROUP_ROWS);
+    }
+    if (EPILOGUE == 3) {
+        const uint block = gl_WorkGroupID.x * GROUP_ROWS / 32;
+        if (is_last(block)) {
+            quantize_block(block);
+        }
     }
 }

@@ -14,15 +14,35 @@ layout(push_constant, scalar) uniform Push {
     uint fields;
     uvec4 starts;     // of the fields in a block, in 16-bit words
     uvec4 lengths;
+    uint expanded;    // the field of 6-bit scales and minima that become bytes; none if there is no such field
 } p;
+
+// A byte behind a 16-bit word of the source.
+uint byte_at(uint word, uint index) { return (uint(p.source.at[word + index / 2]) >> (8 * (index % 2))) & 255u; }
+
+// The scale and the minimum of group `group` of a block, a byte each, from the 12 bytes of Q4_K and Q5_K.
+uint scale_and_minimum(uint from, uint group) {
+    const uint low = group % 4;
+    const uint first = byte_at(from, low);
+    const uint second = byte_at(from, 4 + low);
+    if (group < 4) {
+        return (first & 63u) | ((second & 63u) << 8);
+    }
+    const uint third = byte_at(from, 8 + low);
+    return (third & 15u) | ((first >> 6) << 4) | (((third >> 4) | ((second >> 6) << 4)) << 8);
+}
 
 // The 16-bit word at `at` of a row of planes.
 uint word(uint row, uint at) {
     for (uint field = 0; field < p.fields; field++) {
-        const uint plane = p.lengths[field] * p.blocks;
+        const uint length = field == p.expanded ? 8 : p.lengths[field];
+        const uint plane = length * p.blocks;
         if (at < plane) {
-            const uint block = at / p.lengths[field];
-            const uint within = at % p.lengths[field];
+            const uint block = at / length;
+            const uint within = at % length;
+            if (field == p.expanded) {
+                return scale_and_minimum(row * p.source_pitch + block * p.block + p.starts[field], within);
+            }
             return uint(p.source.at[row * p.source_pitch + block * p.block + p.starts[field] + within]);
         }
         at -= plane;

@@ -235,7 +235,7 @@ pub(crate) fn record_dispatches(
         let hazard = dispatch.reads.iter().any(|region| written.contains(region))
             || dispatch.writes.iter().any(|region| written.contains(region) || read.contains(region));
         if hazard {
-            barrier(context, buffer);
+            dispatch_barrier(context, buffer);
             read.clear();
             written.clear();
         }
@@ -269,11 +269,28 @@ fn stamp(context: &Context, buffer: vk::CommandBuffer, stamps: &mut Option<Stamp
 /// Everything before is seen by everything after.
 pub(crate) fn barrier(context: &Context, buffer: vk::CommandBuffer) {
     let stages = vk::PipelineStageFlags2::COMPUTE_SHADER | vk::PipelineStageFlags2::TRANSFER;
+    let (from, to) = (vk::AccessFlags2::MEMORY_WRITE, vk::AccessFlags2::MEMORY_READ | vk::AccessFlags2::MEMORY_WRITE);
+    memory_barrier(context, buffer, (stages, from), (stages, to));
+}
+
+/// What dispatches before wrote is seen by those after.
+fn dispatch_barrier(context: &Context, buffer: vk::CommandBuffer) {
+    let stage = vk::PipelineStageFlags2::COMPUTE_SHADER;
+    let (read, write) = (vk::AccessFlags2::SHADER_STORAGE_READ, vk::AccessFlags2::SHADER_STORAGE_WRITE);
+    memory_barrier(context, buffer, (stage, write), (stage, read | write));
+}
+
+fn memory_barrier(
+    context: &Context,
+    buffer: vk::CommandBuffer,
+    (from, written): (vk::PipelineStageFlags2, vk::AccessFlags2),
+    (to, accessed): (vk::PipelineStageFlags2, vk::AccessFlags2),
+) {
     let barrier = vk::MemoryBarrier2::default()
-        .src_stage_mask(stages)
-        .src_access_mask(vk::AccessFlags2::MEMORY_WRITE)
-        .dst_stage_mask(stages)
-        .dst_access_mask(vk::AccessFlags2::MEMORY_READ | vk::AccessFlags2::MEMORY_WRITE);
+        .src_stage_mask(from)
+        .src_access_mask(written)
+        .dst_stage_mask(to)
+        .dst_access_mask(accessed);
     let dependency = vk::DependencyInfo::default().memory_barriers(std::slice::from_ref(&barrier));
     // SAFETY: the buffer is being recorded.
     unsafe { context.raw.cmd_pipeline_barrier2(buffer, &dependency) };
@@ -281,12 +298,7 @@ pub(crate) fn barrier(context: &Context, buffer: vk::CommandBuffer) {
 
 /// Results of the device are seen by the processor.
 pub(crate) fn host_barrier(context: &Context, buffer: vk::CommandBuffer) {
-    let barrier = vk::MemoryBarrier2::default()
-        .src_stage_mask(vk::PipelineStageFlags2::COMPUTE_SHADER | vk::PipelineStageFlags2::TRANSFER)
-        .src_access_mask(vk::AccessFlags2::MEMORY_WRITE)
-        .dst_stage_mask(vk::PipelineStageFlags2::HOST)
-        .dst_access_mask(vk::AccessFlags2::HOST_READ);
-    let dependency = vk::DependencyInfo::default().memory_barriers(std::slice::from_ref(&barrier));
-    // SAFETY: the buffer is being recorded.
-    unsafe { context.raw.cmd_pipeline_barrier2(buffer, &dependency) };
+    let stages = vk::PipelineStageFlags2::COMPUTE_SHADER | vk::PipelineStageFlags2::TRANSFER;
+    let from = (stages, vk::AccessFlags2::MEMORY_WRITE);
+    memory_barrier(context, buffer, from, (vk::PipelineStageFlags2::HOST, vk::AccessFlags2::HOST_READ));
 }

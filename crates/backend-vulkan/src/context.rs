@@ -1,7 +1,7 @@
 //! The Vulkan instance and an opened device with its queues.
 
 use std::ffi::CStr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use ash::vk;
 use tensor::BackendError;
@@ -82,6 +82,8 @@ pub(crate) struct Context {
     pub(crate) queue: Queue,
     /// For uploads; the same as `queue` where the device has no other.
     pub(crate) transfer: Queue,
+    /// Bytes per second that copies within the memory read and write, once measured.
+    pub(crate) bandwidth: OnceLock<f64>,
 }
 
 /// A queue and its family. Submissions take turns.
@@ -111,7 +113,8 @@ impl Context {
         let second = transfer.map_or_else(|| first.clone(), queue);
         // SAFETY: the device is of this instance.
         let memory = unsafe { instance.raw.get_physical_device_memory_properties(physical) };
-        Ok(Arc::new(Context { physical, raw, info, memory, queue: first, transfer: second, instance }))
+        let bandwidth = OnceLock::new();
+        Ok(Arc::new(Context { physical, raw, info, memory, queue: first, transfer: second, instance, bandwidth }))
     }
 
     /// What the device can do.

@@ -6,7 +6,7 @@ use crate::pipeline::{Kernel, PUSH_BYTES};
 pub(crate) type Region = u64;
 
 /// One launch.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Dispatch {
     /// What is launched.
     pub(crate) kernel: Kernel,
@@ -24,6 +24,10 @@ pub(crate) struct Dispatch {
     pub(crate) operations: u64,
     /// For people: the op and its sizes.
     pub(crate) label: String,
+    /// Constants that it reads from beginning to end: addresses and bytes.
+    pub(crate) streams: Vec<(u64, u64)>,
+    /// How long it leaves the memory idle on a large card.
+    pub(crate) idle_microseconds: f32,
 }
 
 /// Push constants, laid out as a shader's block declares them with `scalar` layout.

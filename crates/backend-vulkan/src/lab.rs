@@ -68,6 +68,14 @@ impl Lab {
         Ok(slice)
     }
 
+    /// The address of device memory with anything in it.
+    ///
+    /// # Errors
+    /// No memory.
+    pub(crate) fn allocate(&mut self, bytes: usize) -> Result<u64, BackendError> {
+        Ok(self.memory.allocate(bytes as u64, "the lab")?.address)
+    }
+
     /// What is in device memory.
     ///
     /// # Errors

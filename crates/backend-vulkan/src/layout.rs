@@ -44,6 +44,8 @@ impl Weight {
 /// Bytes of a row on the device.
 pub(crate) fn row_bytes(dtype: DType, columns: usize) -> usize {
     let bytes = dtype.row_bytes(columns).expect("a row of whole blocks");
+    let expanded = expanded_field(dtype).map_or(0, |_| 4 * columns / dtype.block_len());
+    let bytes = bytes + expanded;
     // A unit of eight floats is read as a whole.
     let whole = if dtype.block_len() == 1 { columns.next_multiple_of(8) * dtype.block_bytes() } else { bytes };
     whole.next_multiple_of(16)
@@ -69,9 +71,19 @@ fn fields(dtype: DType) -> &'static [(u32, u32)] {
         DType::Q8_0 => &[(2, 32), (0, 2)],
         DType::Q2_K => &[(16, 64), (0, 16), (80, 4)],
         DType::Q3_K => &[(32, 64), (0, 32), (96, 12), (108, 2)],
-        DType::Q4_K => &[(16, 128), (0, 16)],
-        DType::Q5_K => &[(48, 128), (16, 32), (0, 16)],
+        DType::Q4_K => &[(16, 128), (4, 12), (0, 4)],
+        DType::Q5_K => &[(48, 128), (16, 32), (4, 12), (0, 4)],
         DType::Q6_K => &[(0, 128), (128, 64), (192, 16), (208, 2)],
+    }
+}
+
+/// The field whose scales and minima, 6 bits each, become bytes on the device: from 12 bytes to 16.
+fn expanded_field(dtype: DType) -> Option<usize> {
+    match dtype {
+        DType::Q4_K => Some(1),
+        DType::Q5_K => Some(2),
+        DType::F32 | DType::F16 | DType::BF16 | DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 => None,
+        DType::Q8_0 | DType::Q2_K | DType::Q3_K | DType::Q6_K => None,
     }
 }
 
@@ -105,6 +117,7 @@ pub(crate) fn repack(
             push = push.number(fields.get(index).map_or(0, pick) as usize / 2);
         }
     }
+    push = push.number(expanded_field(dtype).unwrap_or(fields.len()));
     Dispatch {
         groups: [(rows * pitch).div_ceil(kernel.workgroup as usize) as u32, 1, 1],
         kernel,
@@ -114,6 +127,7 @@ pub(crate) fn repack(
         bytes: 2 * (rows * row) as u64,
         operations: 0,
         label: format!("repack {dtype} {rows}×{columns}"),
+        ..Dispatch::default()
     }
 }
 

@@ -15,6 +15,7 @@ mod pace;
 mod pipeline;
 mod place;
 mod plan;
+mod prefetch;
 mod record;
 mod trace;
 mod upload;
@@ -23,6 +24,8 @@ pub use context::DeviceInfo;
 pub use features::{DeviceKind, Features, MatrixShape};
 #[doc(hidden)]
 pub use kernel::matmul::measure as measure_matmul;
+#[doc(hidden)]
+pub use kernel::matvec::measure as measure_matvec;
 
 use std::sync::Arc;
 

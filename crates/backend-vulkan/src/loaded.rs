@@ -11,10 +11,12 @@ use tensor::{
     Segment, TraceSpan, WeightSource,
 };
 
+use crate::bandwidth::copy_bandwidth;
 use crate::commands::{Commands, barrier, host_barrier, record_dispatches};
 use crate::context::Context;
 use crate::decode::{Decoder, Target};
 use crate::dispatch::Dispatch;
+use crate::features::DeviceKind;
 use crate::kernel::attention::{Decode, Scratch, tiles};
 use crate::kernel::matmul::{Path, path};
 use crate::kernel::matvec::COLUMNS_MAX;
@@ -24,6 +26,7 @@ use crate::pace::Pace;
 use crate::pipeline::Pipelines;
 use crate::place::{Buffers, Placed};
 use crate::plan::{Rope, Setting, Step, plan};
+use crate::prefetch;
 use crate::record::{BatchAddresses, Counts, Recorder, attention_shape};
 use crate::trace::Trace;
 use crate::upload::Uploader;
@@ -63,6 +66,8 @@ pub(crate) struct VulkanLoaded {
     scratch: Scratch,
     /// Whether passes over single tokens read nothing but the tokens: all their attention has a kernel for that.
     decodes_alone: bool,
+    /// Bytes per second of the device's memory; 0 where nobody asks.
+    bandwidth: f64,
     staging: Slice,
     download: Slice,
     pace: Pace,
@@ -75,6 +80,9 @@ struct BatchMemory {
     tokens: Slice,
     outputs: Slice,
     tiles: Slice,
+    arrivals: Slice,
+    /// What no kernel writes.
+    sink: Slice,
 }
 
 impl BatchMemory {
@@ -83,7 +91,12 @@ impl BatchMemory {
     }
 
     fn addresses(&self) -> BatchAddresses {
-        BatchAddresses { tokens: self.tokens.address, outputs: self.outputs.address, tiles: self.tiles.address }
+        BatchAddresses {
+            tokens: self.tokens.address,
+            outputs: self.outputs.address,
+            tiles: self.tiles.address,
+            arrivals: self.arrivals.address,
+        }
     }
 }
 
@@ -100,12 +113,19 @@ impl VulkanLoaded {
         options: &LoadOptions,
     ) -> Result<VulkanLoaded, BackendError> {
         check(context, program, options)?;
+        // Before the memory is full.
+        let bandwidth = match context.features().kind {
+            DeviceKind::Discrete => copy_bandwidth(context)?,
+            DeviceKind::Integrated | DeviceKind::Virtual | DeviceKind::Software => 0.0,
+        };
         let plans: Vec<Vec<Step>> = settings(context, options).iter().map(|setting| plan(program, setting)).collect();
         let mut buffers = Buffers::new(context, program, options, &plans)?;
         let batch = BatchMemory {
             tokens: buffers.extra(16 * options.tokens_max)?,
             outputs: buffers.extra(4 * options.outputs_max)?,
             tiles: buffers.extra(16 * options.tokens_max)?,
+            arrivals: buffers.extra(4 * widest(program).div_ceil(32))?,
+            sink: buffers.extra(4)?,
         };
         let decoder = Decoder::new(context, program, options, &mut buffers)?;
         let scratch = attention_scratch(context, program, options, &mut buffers)?;
@@ -144,6 +164,7 @@ impl VulkanLoaded {
             batch,
             scratch,
             decodes_alone,
+            bandwidth,
             staging,
             download,
             pace: Pace::new(context.features().kind),
@@ -162,6 +183,8 @@ impl VulkanLoaded {
             ropes: &self.ropes,
             batch: self.batch.addresses(),
             scratch: self.scratch,
+            bandwidth: self.bandwidth,
+            sink: self.batch.sink.address,
         }
     }
 
@@ -312,6 +335,9 @@ struct Scene<'a> {
     ropes: &'a HashMap<Rope, RopeAddresses>,
     batch: BatchAddresses,
     scratch: Scratch,
+    /// Bytes per second of the device's memory.
+    bandwidth: f64,
+    sink: u64,
 }
 
 impl Scene<'_> {
@@ -329,7 +355,8 @@ impl Scene<'_> {
             context: self.options.context_max,
             counts,
         };
-        recorder.dispatches(&plan(self.program, &setting))
+        let dispatches = recorder.dispatches(&plan(self.program, &setting));
+        prefetch::insert(self.context.features(), self.bandwidth, self.sink, dispatches)
     }
 }
 
@@ -401,6 +428,8 @@ impl Loaded for VulkanLoaded {
             ropes: &self.ropes,
             batch: self.batch.addresses(),
             scratch: self.scratch,
+            bandwidth: self.bandwidth,
+            sink: self.batch.sink.address,
         };
         let mut target = Target {
             commands: &mut self.commands,
@@ -500,6 +529,15 @@ fn attention_scratch(
         counters: buffers.extra(counters as usize)?.address,
         partial: buffers.extra(partial as usize)?.address,
     })
+}
+
+/// Elements of the widest activation.
+fn widest(program: &Program) -> usize {
+    let widths = program.buffers().iter().filter_map(|buffer| match buffer.kind {
+        BufferKind::Scratch { width, .. } => Some(width),
+        BufferKind::Weight { .. } | BufferKind::Cache { .. } => None,
+    });
+    widths.max().unwrap_or(0)
 }
 
 /// The tables of every rope of the program.

@@ -81,7 +81,7 @@ mod tests {
     fn work(operations: u64) -> Dispatch {
         let kernel = Kernel { shader: "add".into(), subgroup: 32, workgroup: 32, constants: vec![] };
         let (push, groups) = (Push::default(), [1; 3]);
-        Dispatch { kernel, push, groups, reads: vec![], writes: vec![], bytes: 0, operations, label: String::new() }
+        Dispatch { kernel, push, groups, operations, ..Dispatch::default() }
     }
 
     #[test]

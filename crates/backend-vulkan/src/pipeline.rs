@@ -19,7 +19,7 @@ pub(crate) const PUSH_BYTES: usize = 128;
 ///
 /// Constant 0 is the number of lanes of a subgroup, constant 1 the invocations of a workgroup; the others are the
 /// shader's own, from 2 on.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Kernel {
     pub(crate) shader: String,
     pub(crate) subgroup: u32,

@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use tensor::{BufferId, Op, Program, Rows};
 
 use crate::dispatch::Dispatch;
-use crate::features::Features;
+use crate::features::{DeviceKind, Features};
 use crate::kernel::attention::{Addresses, AttentionShape, Decode, Scratch, decode, prefill, prefill_matrix};
 use crate::kernel::cache_write::{CacheShape, cache_write};
 use crate::kernel::head_prepare::{HeadPrepare, head_prepare};
 use crate::kernel::matmul::{matmul, matmul_matrix, tile};
-use crate::kernel::matvec::{COLUMNS_MAX, Gated, Input, gate_up, gated_tiling, matvec, tiling};
+use crate::kernel::matvec::{COLUMNS_MAX, Gated, Input, gate_up, gated_tiling, matvec, shared_tiling, tiling};
 use crate::kernel::norm::{Output, Scale, norm};
 use crate::kernel::rope::{RopeAddresses, rope};
 use crate::kernel::{View, add, embed, gelu_mul, quantize, rms_norm, select_outputs, to_half};
@@ -27,6 +27,8 @@ pub(crate) struct BatchAddresses {
     pub(crate) outputs: u64,
     /// Tiles of queries, for attention over many tokens.
     pub(crate) tiles: u64,
+    /// A word for each block of 32 elements of the widest activation; zero between dispatches.
+    pub(crate) arrivals: u64,
 }
 
 /// How much there is in a batch; a recording is made for it.
@@ -181,7 +183,8 @@ impl Recorder<'_> {
             }
             Form::Floats | Form::Quants => {
                 let all = parts.iter().map(|(weight, _)| weight.rows).sum();
-                let tiling = tiling(self.features, all, parts[0].0.units(), rows);
+                let weight = parts[0].0;
+                let tiling = tiling(self.features, weight.dtype, all, weight.units(), rows);
                 vec![matvec(self.features, &parts, self.input(input, form), rows, tiling)]
             }
         }
@@ -200,17 +203,19 @@ impl Recorder<'_> {
             return vec![];
         }
         let (gate, up) = (self.buffers.weight_of(gate), self.buffers.weight_of(up));
-        let target = match forms.quants {
-            true => Gated::Quantized(self.buffers.quants(output)),
-            false => Gated::Floats(self.buffers.view(output)),
+        let floats = self.buffers.view(output);
+        let (target, tiling) = match (forms.quants, self.features.kind) {
+            (false, _) => (Gated::Floats(floats), shared_tiling(self.features, rows)),
+            (true, kind) if kind != DeviceKind::Discrete && !forms.floats => {
+                (Gated::Quantized(self.buffers.quants(output)), gated_tiling(self.features))
+            }
+            (true, _) => {
+                let quantized = self.buffers.quants(output);
+                let target = Gated::Shared { quantized, floats, arrivals: self.batch.arrivals };
+                (target, shared_tiling(self.features, rows))
+            }
         };
-        let tiling = gated_tiling(self.features);
-        let product = gate_up(self.features, gate, up, self.input(input, form), target, rows, tiling);
-        // The kernel writes one form; a second one is rare.
-        let again = Gated::Floats(self.buffers.view(output));
-        let floats = (forms.quants && forms.floats)
-            .then(|| gate_up(self.features, gate, up, self.input(input, form), again, rows, tiling));
-        std::iter::once(product).chain(floats).collect()
+        vec![gate_up(self.features, gate, up, self.input(input, form), target, rows, tiling)]
     }
 
     fn head_prepare(

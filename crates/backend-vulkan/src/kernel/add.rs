@@ -17,6 +17,7 @@ pub(crate) fn add(features: &Features, input: View, output: View, rows: usize) -
         bytes: (3 * 4 * rows * output.width) as u64,
         operations: (rows * output.width) as u64,
         label: format!("add {rows}×{}", output.width),
+        ..Dispatch::default()
     }
 }
 

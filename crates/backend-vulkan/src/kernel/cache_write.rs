@@ -75,6 +75,7 @@ pub(crate) fn cache_write(
         bytes: (rows * (4 * input.width + shape.row_bytes())) as u64,
         operations: 0,
         label: format!("cache_write {rows}×{} {}", input.width, shape.dtype),
+        ..Dispatch::default()
     }
 }
 

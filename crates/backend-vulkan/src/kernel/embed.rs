@@ -27,5 +27,6 @@ pub(crate) fn embed(
         bytes: (rows * (table.row_bytes() + 4 * output.width)) as u64,
         operations: (rows * output.width) as u64,
         label: format!("embed {} {rows}×{}", table.dtype, output.width),
+        ..Dispatch::default()
     }
 }

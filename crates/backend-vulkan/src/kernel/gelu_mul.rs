@@ -18,5 +18,6 @@ pub(crate) fn gelu_mul(features: &Features, gate: View, up: View, output: View, 
         bytes: (3 * 4 * rows * output.width) as u64,
         operations: (10 * rows * output.width) as u64,
         label: format!("gelu_mul {rows}×{}", output.width),
+        ..Dispatch::default()
     }
 }

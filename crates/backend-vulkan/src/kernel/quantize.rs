@@ -18,5 +18,6 @@ pub(crate) fn quantize(features: &Features, input: View, output: Quantized, rows
         bytes: (rows * (4 * input.width + input.width + input.width / 2)) as u64,
         operations: (4 * rows * input.width) as u64,
         label: format!("quantize {rows}×{}", input.width),
+        ..Dispatch::default()
     }
 }

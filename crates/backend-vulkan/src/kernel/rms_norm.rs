@@ -27,5 +27,6 @@ pub(crate) fn rms_norm(
         bytes: (2 * 4 * rows * input.width) as u64,
         operations: (4 * rows * input.width) as u64,
         label: format!("rms_norm {rows}×{} by {group}", input.width),
+        ..Dispatch::default()
     }
 }

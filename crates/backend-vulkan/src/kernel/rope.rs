@@ -66,6 +66,7 @@ pub(crate) fn rope(
         bytes: (2 * 4 * rows * values.width) as u64,
         operations: (6 * rows * pairs) as u64,
         label: format!("rope {rows}×{}", values.width),
+        ..Dispatch::default()
     }
 }
 

@@ -163,6 +163,7 @@ impl Sampler {
             bytes: (4 * count * self.vocabulary) as u64,
             operations: 0,
             label: format!("{shader} {count}×{}", self.vocabulary),
+            ..Dispatch::default()
         }
     }
 }

@@ -18,5 +18,6 @@ pub(crate) fn select_outputs(features: &Features, input: View, output: View, out
         bytes: (2 * 4 * rows * output.width) as u64,
         operations: 0,
         label: format!("select_outputs {rows}×{}", output.width),
+        ..Dispatch::default()
     }
 }

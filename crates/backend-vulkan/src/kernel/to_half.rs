@@ -38,6 +38,7 @@ pub(crate) fn to_half(features: &Features, input: View, output: Halves, rows: us
         bytes: (6 * rows * input.width) as u64,
         operations: (2 * rows * input.width) as u64,
         label: format!("to half {rows}×{}", input.width),
+        ..Dispatch::default()
     }
 }
 

@@ -124,6 +124,7 @@ fn dispatch(
         bytes: (2 * 4 * tokens * width) as u64,
         operations: 0,
         label: shape.label(name, tokens),
+        ..Dispatch::default()
     }
 }
 

@@ -78,6 +78,7 @@ pub(crate) fn matmul(features: &Features, products: &[(Weight, View)], input: Vi
         bytes: bytes(products, 4 * input.width, tokens),
         operations: operations(products, tokens),
         label: label("matmul", products, tokens),
+        ..Dispatch::default()
     }
 }
 
@@ -181,6 +182,7 @@ fn matrix_dispatch(
         bytes: bytes(products, 2 * input.width, tokens),
         operations: operations(products, tokens),
         label: label("matmul matrix", products, tokens),
+        ..Dispatch::default()
     }
 }
 
@@ -197,6 +199,7 @@ pub(crate) fn sum(features: &Features, slices: u64, count: usize, output: View, 
         bytes: (16 * (count + 1) * vectors) as u64,
         operations: (4 * count * vectors) as u64,
         label: format!("matmul sum {count} × {tokens}×{}", output.width),
+        ..Dispatch::default()
     }
 }
 

@@ -1,6 +1,12 @@
 //! Products of matrices with one to eight columns: decoding, where the weights' bytes are all that counts.
 
+mod measure;
+
+pub use measure::measure;
+
 use super::{Quantized, View, kernel};
+use tensor::DType;
+
 use crate::dispatch::{Dispatch, Push};
 use crate::features::Features;
 use crate::layout::Weight;
@@ -22,8 +28,17 @@ pub(crate) enum Input {
 pub(crate) enum Gated {
     /// f32 rows.
     Floats(View),
-    /// Rows of 8-bit integers, for the next product.
+    /// Rows of 8-bit integers, for the next product; by workgroups of whole blocks.
     Quantized(Quantized),
+    /// Both, by workgroups of any size: the last of those that share a block of 32 quantizes it.
+    Shared {
+        /// Where the integers go.
+        quantized: Quantized,
+        /// Where the f32 values go.
+        floats: View,
+        /// Address of a word for each block of 32 rows, zero before and after.
+        arrivals: u64,
+    },
 }
 
 /// How the rows are divided: constants 2 and 4 of the shader, and the workgroup.
@@ -35,6 +50,8 @@ pub(crate) struct Tiling {
     pub(crate) split: u32,
     /// Subgroups of a workgroup.
     pub(crate) subgroups: u32,
+    /// Units that a lane loads before it multiplies the first of them.
+    pub(crate) unroll: u32,
 }
 
 impl Tiling {
@@ -43,30 +60,43 @@ impl Tiling {
     }
 }
 
-/// The tiling for matrices of `rows` rows in all and `units` units a row. Few rows are split among subgroups, so that
-/// enough of them read at once; with several columns a subgroup takes fewer rows, because its sums are registers.
-pub(crate) fn tiling(features: &Features, rows: usize, units: usize, columns: usize) -> Tiling {
-    let subgroups = (256 / features.subgroup).clamp(1, 8);
-    let per_subgroup = if columns > 4 { 2 } else { 4 };
+/// The tiling for matrices of `rows` rows in all and `units` units a row. Small workgroups of one row a subgroup come
+/// and go, so that the device is always full; few rows are split among subgroups, so that enough of them read at once
+/// (measured: `docs/vulkan-notes.md`). With several columns a subgroup takes more rows, because the activations are
+/// what it reads most.
+pub(crate) fn tiling(features: &Features, dtype: DType, rows: usize, units: usize, columns: usize) -> Tiling {
     // Subgroups that a large card holds at once.
     const WANTED: usize = 4096;
-    let mut tiling = Tiling { rows: per_subgroup, split: 1, subgroups };
-    while tiling.rows > 1 && rows / (tiling.rows as usize) < WANTED {
-        tiling.rows /= 2;
+    let subgroups = (128 / features.subgroup).clamp(1, 4);
+    if columns > 1 {
+        let tiling = Tiling { rows: if rows >= 4 * WANTED { 4 } else { 2 }, split: 1, subgroups, unroll: 1 };
+        return tiling;
     }
-    while tiling.split < subgroups
-        && rows / tiling.rows as usize * (tiling.split as usize) < WANTED
-        && units >= (4 * tiling.split * features.subgroup) as usize
+    if rows >= WANTED {
+        let costly = matches!(dtype, DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K);
+        return match units >= 8 * features.subgroup as usize {
+            true if !costly => Tiling { rows: 2, split: 1, subgroups: 1, unroll: 2 },
+            _ => Tiling { rows: if costly { 2 } else { 1 }, split: 1, subgroups, unroll: 1 },
+        };
+    }
+    let mut split = 1;
+    while split < 2 * subgroups && rows * (split as usize) < WANTED && units >= (2 * split * features.subgroup) as usize
     {
-        tiling.split *= 2;
+        split *= 2;
     }
-    tiling
+    Tiling { rows: 1, split, subgroups: subgroups.max(split), unroll: 1 }
 }
 
-/// The tiling for gate and up: a workgroup's rows are whole blocks of 32, so that it can quantize them.
+/// The tiling for gate and up whose rows are whole blocks of 32 for a workgroup, so that it can quantize them.
 pub(crate) fn gated_tiling(features: &Features) -> Tiling {
-    let subgroups = (256 / features.subgroup).clamp(1, 32);
-    Tiling { rows: 32u32.div_ceil(subgroups), split: 1, subgroups }
+    let subgroups = (512 / features.subgroup).clamp(1, 32).min(features.workgroup_max / features.subgroup);
+    Tiling { rows: 32u32.div_ceil(subgroups), split: 1, subgroups, unroll: 1 }
+}
+
+/// The tiling for gate and up where workgroups share blocks.
+pub(crate) fn shared_tiling(features: &Features, columns: usize) -> Tiling {
+    let subgroups = (128 / features.subgroup).clamp(1, 4);
+    Tiling { rows: if columns > 1 { 2 } else { 1 }, split: 1, subgroups, unroll: 1 }
 }
 
 /// Multiplies up to three matrices of one format and width, each with its output, by the same input of `columns` rows.
@@ -84,12 +114,14 @@ pub(crate) fn matvec(
     Dispatch {
         groups: [groups as u32, 1, 1],
         kernel: shader(features, &weights[0], input, columns, tiling, 0),
-        push: push(&weights, &outputs, 0, input),
+        push: push(&weights, &outputs, (0, 0), input),
         reads: vec![input.address()],
         writes: outputs.iter().map(|(address, _)| *address).collect(),
         bytes: bytes(&weights) + (4 * columns * rows) as u64,
         operations: 2 * (columns * rows * weights[0].columns) as u64,
         label: label("linear", &weights, columns),
+        streams: streams(&weights),
+        ..Dispatch::default()
     }
 }
 
@@ -103,20 +135,27 @@ pub(crate) fn gate_up(
     columns: usize,
     tiling: Tiling,
 ) -> Dispatch {
-    let (epilogue, target, sums) = match output {
-        Gated::Floats(view) => (1, (view.address, view.pitch()), 0),
-        Gated::Quantized(quantized) => (2, (quantized.values, gate.rows), quantized.sums),
+    let integers = |quantized: Quantized| (quantized.values, gate.rows);
+    let (epilogue, targets, sums, arrivals) = match output {
+        Gated::Floats(view) => (1, vec![(view.address, view.pitch())], 0, 0),
+        Gated::Quantized(quantized) => (2, vec![integers(quantized)], quantized.sums, 0),
+        Gated::Shared { quantized, floats, arrivals } => {
+            (3, vec![integers(quantized), (floats.address, floats.pitch())], quantized.sums, arrivals)
+        }
     };
+    assert!(epilogue < 3 || 32usize.is_multiple_of(tiling.group_rows()), "{tiling:?}");
     let weights = [gate, up];
     Dispatch {
         groups: [gate.rows.div_ceil(tiling.group_rows()) as u32, 1, 1],
         kernel: shader(features, &gate, input, columns, tiling, epilogue),
-        push: push(&weights, &[target], sums, input),
+        push: push(&weights, &targets, (sums, arrivals), input),
         reads: vec![input.address()],
-        writes: vec![target.0],
+        writes: targets.iter().map(|(address, _)| *address).collect(),
         bytes: bytes(&weights) + (columns * gate.rows) as u64,
         operations: 4 * (columns * gate.rows * gate.columns) as u64,
         label: label("gate_up", &weights, columns),
+        streams: streams(&weights),
+        ..Dispatch::default()
     }
 }
 
@@ -143,13 +182,13 @@ fn shader(
         (Input::Floats(_), _) => format!("matvec.{}.f32", weight.dtype),
         (Input::Quantized(_), _) => format!("matvec.{}.int8", weight.dtype),
     };
-    let mut kernel = kernel(features, name, vec![tiling.rows, columns as u32, tiling.split, epilogue]);
+    let mut kernel = kernel(features, name, vec![tiling.rows, columns as u32, tiling.split, epilogue, tiling.unroll]);
     kernel.workgroup = tiling.subgroups * kernel.subgroup;
     kernel
 }
 
 /// The push constants of `matvec.glsl`; `targets` are addresses and pitches in floats.
-fn push(weights: &[Weight], targets: &[(u64, usize)], target_sums: u64, input: Input) -> Push {
+fn push(weights: &[Weight], targets: &[(u64, usize)], (target_sums, arrivals): (u64, u64), input: Input) -> Push {
     let (values, sums, pitch) = match input {
         Input::Floats(view) => (view.address, 0, view.pitch() / 4),
         Input::Quantized(quantized) => (quantized.values, quantized.sums, weights[0].columns / 16),
@@ -161,7 +200,7 @@ fn push(weights: &[Weight], targets: &[(u64, usize)], target_sums: u64, input: I
     for index in 0..3 {
         push = push.address(targets.get(index).map_or(0, |target| target.0));
     }
-    push = push.address(values).address(sums).address(target_sums);
+    push = push.address(values).address(sums).address(target_sums).address(arrivals);
     for index in 0..3 {
         push = push.number(weights.get(index).map_or(0, |weight| weight.rows));
     }
@@ -170,6 +209,10 @@ fn push(weights: &[Weight], targets: &[(u64, usize)], target_sums: u64, input: I
         push = push.number(targets.get(index).map_or(0, |target| target.1));
     }
     push
+}
+
+fn streams(weights: &[Weight]) -> Vec<(u64, u64)> {
+    weights.iter().map(|weight| (weight.address, weight.bytes() as u64)).collect()
 }
 
 fn bytes(weights: &[Weight]) -> u64 {
