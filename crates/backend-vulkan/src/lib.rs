@@ -31,10 +31,13 @@ use std::sync::Arc;
 use tensor::{Backend, BackendError, Capabilities, DType, LoadOptions, Loaded, Program, WeightSource};
 
 use context::Context;
+use pipeline::Pipelines;
 
 /// A device that Vulkan lists.
 pub struct VulkanBackend {
     context: Arc<Context>,
+    /// Compiled once for all programs that are loaded.
+    pipelines: Arc<Pipelines>,
 }
 
 impl VulkanBackend {
@@ -44,7 +47,9 @@ impl VulkanBackend {
     /// [`BackendError::Unsupported`] without Vulkan or without such a device; [`BackendError::Device`] if it can't be
     /// opened.
     pub fn open(index: Option<usize>) -> Result<VulkanBackend, BackendError> {
-        Ok(VulkanBackend { context: Context::open(index)? })
+        let context = Context::open(index)?;
+        let pipelines = Arc::new(Pipelines::new(&context)?);
+        Ok(VulkanBackend { context, pipelines })
     }
 
     /// Measures how many bytes per second the device copies within its own memory, read and written ones counted.
@@ -88,6 +93,6 @@ impl Backend for VulkanBackend {
         weights: &dyn WeightSource,
         options: &LoadOptions,
     ) -> Result<Box<dyn Loaded>, BackendError> {
-        Ok(Box::new(loaded::VulkanLoaded::load(&self.context, program, weights, options)?))
+        Ok(Box::new(loaded::VulkanLoaded::load(&self.context, &self.pipelines, program, weights, options)?))
     }
 }

@@ -54,7 +54,7 @@ pub(crate) struct VulkanLoaded {
     decoder: Decoder,
     trace: Option<Trace>,
     pass: u64,
-    pipelines: Pipelines,
+    pipelines: Arc<Pipelines>,
     program: Program,
     options: LoadOptions,
     buffers: Buffers,
@@ -100,12 +100,12 @@ impl VulkanLoaded {
     /// Weights that can't be read, memory that is not there, options that the device can't follow.
     pub(crate) fn load(
         context: &Arc<Context>,
+        pipelines: &Arc<Pipelines>,
         program: &Program,
         weights: &dyn WeightSource,
         options: &LoadOptions,
     ) -> Result<VulkanLoaded, BackendError> {
         check(context, program, options)?;
-        let mut pipelines = Pipelines::new(context)?;
         let plans: Vec<Vec<Step>> = settings(context, options).iter().map(|setting| plan(program, setting)).collect();
         let mut buffers = Buffers::new(context, program, options, &plans)?;
         let batch = BatchMemory {
@@ -130,7 +130,7 @@ impl VulkanLoaded {
         let download = downloads.allocate(DOWNLOAD_BYTES, "results")?;
         let mut commands = Commands::new(context, &context.queue)?;
         clear(context, &mut commands, &buffers)?;
-        upload_weights(context, &mut pipelines, program, weights, &buffers)?;
+        upload_weights(context, pipelines, program, weights, &buffers)?;
         let mut ropes = HashMap::new();
         for (rope, tables, fine, coarse) in placed {
             write(context, &mut commands, bytemuck::cast_slice(&tables.fine), fine)?;
@@ -143,7 +143,7 @@ impl VulkanLoaded {
             decoder,
             trace: None,
             pass: 0,
-            pipelines,
+            pipelines: pipelines.clone(),
             program: program.clone(),
             options: options.clone(),
             buffers,
@@ -250,7 +250,7 @@ impl VulkanLoaded {
                 barrier(&context, buffer);
                 self.record_batch(buffer, counts);
             }
-            record_dispatches(&context, &mut self.pipelines, buffer, &dispatches[piece], &mut None)?;
+            record_dispatches(&context, &self.pipelines, buffer, &dispatches[piece], &mut None)?;
             self.commands.end(buffer)?;
             buffers.push(buffer);
         }
@@ -278,7 +278,7 @@ impl VulkanLoaded {
             }
             let mut stamps = self.trace.as_ref().and_then(|trace| trace.begin(buffer, piece));
             let timed = stamps.is_some();
-            record_dispatches(&self.context, &mut self.pipelines, buffer, piece, &mut stamps)?;
+            record_dispatches(&self.context, &self.pipelines, buffer, piece, &mut stamps)?;
             self.commands.end(buffer)?;
             let done_at = self.commands.submit(&[buffer])?;
             self.commands.wait(done_at)?;
@@ -411,7 +411,7 @@ impl Loaded for VulkanLoaded {
         };
         let mut target = Target {
             commands: &mut self.commands,
-            pipelines: &mut self.pipelines,
+            pipelines: &self.pipelines,
             tokens: self.batch.tokens,
             outputs: self.batch.outputs,
             logits: self.buffers.view(logits),
@@ -546,7 +546,7 @@ fn clear(context: &Context, commands: &mut Commands, buffers: &Buffers) -> Resul
 
 fn upload_weights(
     context: &Arc<Context>,
-    pipelines: &mut Pipelines,
+    pipelines: &Pipelines,
     program: &Program,
     weights: &dyn WeightSource,
     buffers: &Buffers,
