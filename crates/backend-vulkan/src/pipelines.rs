@@ -211,7 +211,7 @@ fn stem(shader: &str) -> &str {
 /// Names of a shader's own constants, from number 2 on.
 fn constants(shader: &str) -> &'static [&'static str] {
     match stem(shader) {
-        "matvec" | "matvec_floats" => &["ROWS", "COLUMNS", "SPLIT", "EPILOGUE"],
+        "matvec" | "matvec_floats" => &["ROWS", "COLUMNS", "SPLIT", "EPILOGUE", "UNROLL"],
         "matmul" => &["TILE_TOKENS", "TILE_OUTPUTS", "OWN"],
         "matmul_matrix" => &["TILE_TOKENS", "TILE_OUTPUTS", "STEP", "SUB_TOKENS", "SUB_OUTPUTS", "BUFFERS"],
         "norm" => &["HELD", "ADDS", "WRITES_FLOATS", "WRITES_QUANTS"],
@@ -251,11 +251,12 @@ fn declared_lanes(shader: &str) -> u32 {
 
 /// Weights that one lane decodes in an iteration of the loop of a product by few columns.
 fn weights_per_iteration(kernel: &Kernel) -> Option<u32> {
-    let [rows, _, _, epilogue] = kernel.constants[..] else { return None };
+    let [rows, _, _, epilogue, ref rest @ ..] = kernel.constants[..] else { return None };
     let dtype = kernel.shader.strip_prefix("matvec").and_then(|rest| rest.split('.').nth(1))?;
     let dtype = DType::ALL.into_iter().find(|candidate| candidate.to_string() == dtype)?;
     let matrices = if epilogue == 0 { 1 } else { 2 };
-    Some(matrices * rows * unit_len(dtype) as u32)
+    let unroll = rest.first().copied().unwrap_or(1);
+    Some(unroll * matrices * rows * unit_len(dtype) as u32)
 }
 
 #[cfg(test)]
