@@ -13,6 +13,8 @@ mod loaded;
 mod memory;
 mod pace;
 mod pipeline;
+#[doc(hidden)]
+pub mod pipelines;
 mod place;
 mod plan;
 mod record;

@@ -458,7 +458,7 @@ fn check(context: &Context, program: &Program, options: &LoadOptions) -> Result<
 }
 
 /// The setting for a pass.
-fn setting(context: &Context, options: &LoadOptions, tokens: usize, outputs: usize) -> Setting {
+pub(crate) fn setting(context: &Context, options: &LoadOptions, tokens: usize, outputs: usize) -> Setting {
     Setting {
         precision: options.precision,
         integer_dot: context.features().integer_dot,
@@ -469,7 +469,7 @@ fn setting(context: &Context, options: &LoadOptions, tokens: usize, outputs: usi
 }
 
 /// Every setting that passes can have.
-fn settings(context: &Context, options: &LoadOptions) -> Vec<Setting> {
+pub(crate) fn settings(context: &Context, options: &LoadOptions) -> Vec<Setting> {
     let counts = |most: usize| [1, most].into_iter();
     counts(options.tokens_max)
         .flat_map(|tokens| counts(options.outputs_max).map(move |outputs| (tokens, outputs)))

@@ -118,10 +118,12 @@ fn matrix_subgroup(features: &Features) -> Option<u32> {
 }
 
 /// The tile for a number of tokens. Weights whose scales cost much to decode get wide tiles, so that they are decoded
-/// less often (measured: `docs/vulkan-notes.md`).
+/// less often (measured: `docs/vulkan-notes.md`); not on AMD, where matrix instructions want their operands twice, so that
+/// such a tile does not fit into the registers.
 pub(crate) fn tile(features: &Features, dtype: DType, tokens: usize) -> Tile {
     let wide = matrix_subgroup(features) == Some(64);
-    let costly = matches!(dtype, DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K);
+    let amd = features.subgroup_range == (32, 64);
+    let costly = !amd && matches!(dtype, DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K);
     match (tokens, wide) {
         (..=64, false) => Tile { tokens: 64, outputs: 128, step: 64, sub: (32, 32), buffers: 1, slices: 1 },
         (..=64, true) => Tile { tokens: 64, outputs: 128, step: 32, sub: (32, 64), buffers: 2, slices: 1 },
