@@ -156,7 +156,7 @@ fn dispatches(context: &Arc<Context>, program: &Program, logits: BufferId, optio
             program,
             buffers: &buffers,
             ropes: &ropes,
-            batch: BatchAddresses { tokens: 0, outputs: 0, tiles: 0 },
+            batch: BatchAddresses { tokens: 0, outputs: 0, tiles: 0, arrivals: 0 },
             matrices: setting.matrices,
             scratch: Scratch { counters: 0, partial: 0 },
             context: options.context_max,
