@@ -18,6 +18,7 @@ pub mod pipelines;
 mod place;
 mod plan;
 mod record;
+mod touch;
 mod trace;
 mod upload;
 

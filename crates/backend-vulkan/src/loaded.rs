@@ -16,15 +16,17 @@ use crate::context::Context;
 use crate::decode::{Decoder, Target};
 use crate::dispatch::Dispatch;
 use crate::kernel::attention::{Decode, Scratch, tiles};
-use crate::kernel::matmul::{Path, path};
+use crate::kernel::matmul::{Path, path, slices_bytes};
 use crate::kernel::matvec::COLUMNS_MAX;
 use crate::kernel::rope::{RopeAddresses, RopeTables};
+use crate::layout::Weight;
 use crate::memory::{Arena, Place, Slice};
 use crate::pace::Pace;
 use crate::pipeline::Pipelines;
 use crate::place::{Buffers, Placed};
 use crate::plan::{Rope, Setting, Step, plan};
 use crate::record::{BatchAddresses, Counts, Recorder, attention_shape};
+use crate::touch;
 use crate::trace::Trace;
 use crate::upload::Uploader;
 
@@ -76,6 +78,10 @@ struct BatchMemory {
     outputs: Slice,
     tiles: Slice,
     arrivals: Slice,
+    /// A word that nobody reads.
+    sink: Slice,
+    /// For products of matrices in slices.
+    slices: Slice,
 }
 
 impl BatchMemory {
@@ -89,6 +95,7 @@ impl BatchMemory {
             outputs: self.outputs.address,
             tiles: self.tiles.address,
             arrivals: self.arrivals.address,
+            slices: self.slices.address,
         }
     }
 }
@@ -113,6 +120,8 @@ impl VulkanLoaded {
             outputs: buffers.extra(4 * options.outputs_max)?,
             tiles: buffers.extra(16 * options.tokens_max)?,
             arrivals: buffers.extra(4 * widest(program).div_ceil(32))?,
+            sink: buffers.extra(4)?,
+            slices: buffers.extra(slices_max(context, program, options))?,
         };
         let decoder = Decoder::new(context, program, options, &mut buffers)?;
         let scratch = attention_scratch(context, program, options, &mut buffers)?;
@@ -169,6 +178,7 @@ impl VulkanLoaded {
             ropes: &self.ropes,
             batch: self.batch.addresses(),
             scratch: self.scratch,
+            sink: self.batch.sink.address,
         }
     }
 
@@ -319,6 +329,7 @@ struct Scene<'a> {
     ropes: &'a HashMap<Rope, RopeAddresses>,
     batch: BatchAddresses,
     scratch: Scratch,
+    sink: u64,
 }
 
 impl Scene<'_> {
@@ -336,7 +347,9 @@ impl Scene<'_> {
             context: self.options.context_max,
             counts,
         };
-        recorder.dispatches(&plan(self.program, &setting))
+        let mut dispatches = recorder.dispatches(&plan(self.program, &setting));
+        touch::insert(self.context.features(), self.sink, &mut dispatches);
+        dispatches
     }
 }
 
@@ -408,6 +421,7 @@ impl Loaded for VulkanLoaded {
             ropes: &self.ropes,
             batch: self.batch.addresses(),
             scratch: self.scratch,
+            sink: self.batch.sink.address,
         };
         let mut target = Target {
             commands: &mut self.commands,
@@ -507,6 +521,18 @@ fn attention_scratch(
         counters: buffers.extra(counters as usize)?.address,
         partial: buffers.extra(partial as usize)?.address,
     })
+}
+
+/// Bytes for products of matrices in slices; none where none are multiplied so.
+fn slices_max(context: &Context, program: &Program, options: &LoadOptions) -> usize {
+    if path(context.features(), options.precision, DType::F16) == Path::Plain {
+        return 0;
+    }
+    let weights = program.buffers().iter().filter_map(|buffer| match buffer.kind {
+        BufferKind::Weight { dtype, rows, columns } => Some(Weight { address: 0, dtype, rows, columns }),
+        BufferKind::Scratch { .. } | BufferKind::Cache { .. } => None,
+    });
+    weights.map(|weight| slices_bytes(&weight)).max().unwrap_or(0)
 }
 
 /// Elements of the widest activation.

@@ -156,7 +156,7 @@ fn dispatches(context: &Arc<Context>, program: &Program, logits: BufferId, optio
             program,
             buffers: &buffers,
             ropes: &ropes,
-            batch: BatchAddresses { tokens: 0, outputs: 0, tiles: 0, arrivals: 0 },
+            batch: BatchAddresses { tokens: 0, outputs: 0, tiles: 0, arrivals: 0, slices: 0 },
             matrices: setting.matrices,
             scratch: Scratch { counters: 0, partial: 0 },
             context: options.context_max,
@@ -183,8 +183,8 @@ fn ropes(program: &Program) -> HashMap<Rope, RopeAddresses> {
 }
 
 fn compile_one(context: &Context, layout: vk::PipelineLayout, kernel: &Kernel) -> Result<Compiled, vk::Result> {
-    let flags = vk::PipelineCreateFlags::CAPTURE_STATISTICS_KHR
-        | vk::PipelineCreateFlags::CAPTURE_INTERNAL_REPRESENTATIONS_KHR;
+    let flags =
+        vk::PipelineCreateFlags::CAPTURE_STATISTICS_KHR | vk::PipelineCreateFlags::CAPTURE_INTERNAL_REPRESENTATIONS_KHR;
     let pipeline = create(context, layout, vk::PipelineCache::null(), kernel, flags)?;
     let found = statistics::find(context, pipeline);
     // SAFETY: the pipeline was made above and never ran.

@@ -9,7 +9,7 @@ use crate::features::Features;
 use crate::kernel::attention::{Addresses, AttentionShape, Decode, Scratch, decode, prefill, prefill_matrix};
 use crate::kernel::cache_write::{CacheShape, cache_write};
 use crate::kernel::head_prepare::{HeadPrepare, head_prepare};
-use crate::kernel::matmul::{matmul, matmul_matrix, tile};
+use crate::kernel::matmul::{matmul, matmul_matrix, slices, tile};
 use crate::kernel::matvec::{COLUMNS_MAX, Gated, Input, gate_up, gated_tiling, matvec, shared_tiling, tiling};
 use crate::kernel::norm::{Output, Scale, norm};
 use crate::kernel::rope::{RopeAddresses, rope};
@@ -29,6 +29,8 @@ pub(crate) struct BatchAddresses {
     pub(crate) tiles: u64,
     /// A word for each block of 32 elements of the widest activation; zero between dispatches.
     pub(crate) arrivals: u64,
+    /// For products of matrices in slices.
+    pub(crate) slices: u64,
 }
 
 /// How much there is in a batch; a recording is made for it.
@@ -175,8 +177,11 @@ impl Recorder<'_> {
         match form {
             _ if rows == 0 => vec![],
             Form::Halfs => {
-                let tile = tile(self.features, parts[0].0.dtype, rows);
-                matmul_matrix(self.features, &parts, self.buffers.halfs(input), rows, tile, 0)
+                let mut tile = tile(self.features, parts[0].0.dtype, rows);
+                if let [(weight, _)] = &parts[..] {
+                    tile.slices = slices(tile, weight);
+                }
+                matmul_matrix(self.features, &parts, self.buffers.halfs(input), rows, tile, self.batch.slices)
             }
             Form::Floats if rows > COLUMNS_MAX => {
                 vec![matmul(self.features, &parts, self.buffers.view(input), rows)]

@@ -126,6 +126,7 @@ pub(crate) fn matvec(
         bytes: bytes(&weights) + (4 * columns * rows) as u64,
         operations: 2 * (columns * rows * weights[0].columns) as u64,
         label: label("linear", &weights, columns),
+        streams: streams(&weights),
         ..Dispatch::default()
     }
 }
@@ -159,6 +160,7 @@ pub(crate) fn gate_up(
         bytes: bytes(&weights) + (columns * gate.rows) as u64,
         operations: 4 * (columns * gate.rows * gate.columns) as u64,
         label: label("gate_up", &weights, columns),
+        streams: streams(&weights),
         ..Dispatch::default()
     }
 }
@@ -213,6 +215,10 @@ fn push(weights: &[Weight], targets: &[(u64, usize)], (target_sums, arrivals): (
         push = push.number(targets.get(index).map_or(0, |target| target.1));
     }
     push
+}
+
+fn streams(weights: &[Weight]) -> Vec<(u64, u64)> {
+    weights.iter().map(|weight| (weight.address, weight.bytes() as u64)).collect()
 }
 
 fn bytes(weights: &[Weight]) -> u64 {
