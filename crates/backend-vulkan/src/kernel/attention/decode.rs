@@ -2,6 +2,7 @@
 
 use tensor::DType;
 
+use super::super::head_prepare::{HeadPrepare, supports};
 use super::super::{Quantized, kernel};
 use super::{Addresses, AttentionShape};
 use crate::dispatch::{Dispatch, Push};
@@ -90,15 +91,18 @@ pub(crate) struct Scratch {
     /// Workgroups that have arrived, for each token and head of keys. They must be zero before the first launch; every
     /// launch leaves them zero.
     pub(crate) counters: u64,
-    /// Statistics and sums of each workgroup.
+    /// Statistics of each workgroup, then their sums, from a multiple of 256 bytes on.
     pub(crate) partial: u64,
 }
 
 /// Attention of `rows` tokens, each of whatever position and sequence `tokens` says, the address of a
 /// `{token, position, sequence, 0}` for each.
 ///
+/// With `prepare`, queries, keys and values are as the projections left them: what
+/// [`super::super::head_prepare::head_prepare`] does is done first, but that the prepared queries are written nowhere.
+///
 /// # Panics
-/// If a result in 8 bits is asked for and heads are no multiple of 32.
+/// If a result in 8 bits is asked for and heads are no multiple of 32, or `prepare` is about other heads and caches.
 pub(crate) fn decode(
     features: &Features,
     (plan, shape): (&Decode, &AttentionShape),
@@ -106,31 +110,53 @@ pub(crate) fn decode(
     (tokens, rows): (u64, usize),
     scratch: Scratch,
     quantized: Option<Quantized>,
+    prepare: Option<&HeadPrepare>,
 ) -> Dispatch {
     assert!(quantized.is_none() || shape.head_dim.is_multiple_of(32), "blocks of 32 in heads of {}", shape.head_dim);
     let mut kernel = kernel(features, shape.cache().shader("attention_decode"), shape.constants());
     kernel.workgroup = plan.workgroup;
+    let epsilon = prepare.map_or(0.0, |prepare| prepare.epsilon);
     kernel.constants.extend([plan.team, u32::from(quantized.is_some()), plan.step]);
-    let [statistics, _] = plan.parts(shape, rows);
+    kernel.constants.extend([u32::from(prepare.is_some()), epsilon.to_bits()]);
     let Scratch { counters, partial } = scratch;
     let push = Push::default().address(a.query).address(a.keys).address(a.values).address(a.output).address(tokens);
-    let push = push.address(counters).address(partial).address(partial + statistics);
+    let push = push.address(counters).address(partial);
     let Quantized { values, sums } = quantized.unwrap_or(Quantized { values: 0, sums: 0 });
-    let push = push.address(values).address(sums).number(shape.pitch()).number(shape.ring);
+    let raw = raw_heads(shape, a, prepare);
+    let push = raw.into_iter().fold(push.address(values).address(sums), Push::address);
+    let push = push.number(shape.pitch()).number(shape.ring);
+    let mut reads = vec![a.query, a.keys, a.values, tokens];
     let mut writes = vec![a.output, counters, partial];
     writes.extend(quantized.into_iter().flat_map(|quantized| [quantized.values, quantized.sums]));
+    if let Some(prepare) = prepare {
+        reads.extend([prepare.key.address, prepare.value.address]);
+        writes.extend([a.keys, a.values]);
+    }
+    let prepared = if prepare.is_some() { "_prepare" } else { "" };
     Dispatch {
         kernel,
         groups: [plan.splits as u32, shape.kv_heads as u32, rows as u32],
         push: push.number(shape.window_or_all()).float(shape.scale_log2()),
-        reads: vec![a.query, a.keys, a.values, tokens],
+        reads,
         writes,
         // Of the queries and results alone: how much of the caches is read only the device knows.
         bytes: (2 * 4 * rows * shape.heads * shape.head_dim) as u64,
         operations: 0,
-        label: shape.label("decode", rows),
+        label: shape.label(&format!("decode{prepared}"), rows),
         ..Dispatch::default()
     }
+}
+
+/// Addresses of key, value, the weights of the norms of queries and keys, and the tables of angles.
+fn raw_heads(shape: &AttentionShape, a: &Addresses, prepare: Option<&HeadPrepare>) -> [u64; 5] {
+    let Some(prepare) = prepare else { return [0; 5] };
+    let (query, kv_width) = (prepare.query, shape.kv_heads * shape.head_dim);
+    assert!(supports(shape.head_dim, shape.cache_dtype), "heads of {} in {}", shape.head_dim, shape.cache_dtype);
+    assert_eq!((prepare.head_dim, prepare.cache), (shape.head_dim, shape.cache()));
+    assert_eq!((query.address, prepare.keys, prepare.values), (a.query, a.keys, a.values));
+    assert_eq!((query.width, prepare.key.width, prepare.value.width), (shape.heads * shape.head_dim, kv_width, kv_width));
+    let HeadPrepare { key, value, query_weight, key_weight, tables, .. } = *prepare;
+    [key.address, value.address, query_weight, key_weight, tables.fine]
 }
 
 #[cfg(test)]
@@ -154,7 +180,8 @@ mod tests {
                 let partial = lab.upload(&vec![0xff; plan.partial_bytes(shape, rows) as usize]).unwrap().address;
                 let scratch = Scratch { counters: counters.address, partial };
                 let what = (&plan, shape);
-                let dispatch = decode(lab.features(), what, &experiment.addresses, (tokens, rows), scratch, None);
+                let dispatch =
+                    decode(lab.features(), what, &experiment.addresses, (tokens, rows), scratch, None, None);
                 lab.run(&[dispatch.clone(), dispatch.clone(), dispatch]).unwrap();
                 experiment.check(&mut lab);
                 let counters = lab.download(counters, Decode::counter_bytes(shape, rows) as usize).unwrap();
@@ -178,7 +205,7 @@ mod tests {
         let meta = lab.upload(&vec![0; rows * width / 16 * 8]).unwrap();
         let quantized = Some(Quantized { values: values.address, sums: meta.address });
         let dispatch =
-            decode(lab.features(), (&plan, shape), &experiment.addresses, (tokens, rows), scratch, quantized);
+            decode(lab.features(), (&plan, shape), &experiment.addresses, (tokens, rows), scratch, quantized, None);
         lab.run(&[dispatch]).unwrap();
         experiment.check(&mut lab);
         let output = experiment.output(&mut lab);
