@@ -33,6 +33,11 @@ const uint QUERIED = GROUP * FOURS; // vectors of queries of a lane
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer Partials { devicecoherent float at[]; };
 layout(buffer_reference, scalar, buffer_reference_align = 8) buffer Statistics { devicecoherent vec2 at[]; };
 
+// What is read must be what memory has: compilers that know what was written leave out its rounding.
+layout(buffer_reference, scalar, buffer_reference_align = 8) buffer WrittenHalfs { volatile uvec2 at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer WrittenBytes { volatile uint at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 2) buffer WrittenScales { volatile float16_t at[]; };
+
 layout(push_constant, scalar) uniform Push {
     Floats query;
     Uvec4s keys;
@@ -57,7 +62,7 @@ layout(push_constant, scalar) uniform Push {
 shared float joined[SUBGROUPS * HEAD_DIM];
 shared vec2 joined_statistics[SUBGROUPS * GROUP];
 shared float result[WIDTH]; // with PREPARES the queries until positions have been gone through
-shared float own[PREPARES ? 2 * HEAD_DIM : 4]; // key and value of the token's own position, as the caches round them
+shared float own[2 * HEAD_DIM]; // key and value of the token's own position, as the caches round them
 shared vec2 split_statistics[SPLITS_MAX * GROUP];
 shared uint arrived;
 
@@ -77,31 +82,39 @@ uint partials_start() {
     return (statistics + 31) / 32 * 64;
 }
 
-// Elements from this lane's own write into a cache, just before. The scale of a block is known to its first lane.
-vec4 written_four(Uvec4s cache, uint line, uint column) {
-#if defined(CACHE_Q8_0)
-    const float scale = column % 32 == 0 ? cache_scale(cache, line, column) : 0.0;
-    return vec4(ByteFours(cache).at[line * 4 + column / 4]) * subgroupShuffle(scale, gl_SubgroupInvocationID / 8 * 8);
-#else
-    return cache_four(cache, line, column);
+// What the cache's format made of the elements `x` that this lane has just written. Of a block's scale only the first
+// lane knows that it was written.
+vec4 written_four(Uvec4s cache, uint line, uint column, vec4 x) {
+#if defined(CACHE_F32)
+    return x;
+#elif defined(CACHE_F16)
+    const uvec2 bits = WrittenHalfs(cache).at[line * 2 + column / 4];
+    return vec4(unpackHalf2x16(bits.x), unpackHalf2x16(bits.y));
+#elif defined(CACHE_Q8_0)
+    float scale = 0.0;
+    if (column % 32 == 0) {
+        scale = float(WrittenScales(cache).at[(line + CACHE_WIDTH / 16) * 8 + column / 32]);
+    }
+    const vec4 quants = vec4(unpack8(int(WrittenBytes(cache).at[line * 4 + column / 4])));
+    return quants * subgroupShuffle(scale, gl_SubgroupInvocationID / 8 * 8);
 #endif
 }
 
 // Writes a head that `own` has at `at` into a cache, and takes back what its format made of it.
 void store_own(Uvec4s cache, uint line, uint column, uint at) {
-    subgroupMemoryBarrierShared();
-    subgroupBarrier();
     for (uint i = gl_SubgroupInvocationID * 4; i < HEAD_DIM; i += SUBGROUP * 4) {
         const uint from = at + i;
-        cache_store(cache, line, column + i, vec4(own[from], own[from + 1], own[from + 2], own[from + 3]));
-        const vec4 rounded = written_four(cache, line, column + i);
+        const vec4 x = vec4(own[from], own[from + 1], own[from + 2], own[from + 3]);
+        cache_store(cache, line, column + i, x);
+        const vec4 rounded = written_four(cache, line, column + i, x);
         [[unroll]] for (uint j = 0; j < 4; j++) {
             own[from + j] = rounded[j];
         }
     }
 }
 
-// Prepares the queries and, where `has_own`, key and value of the token, a subgroup each.
+// Prepares the queries and, where `has_own`, key and value of the token, a subgroup each. The next barrier is also that
+// for `own`.
 void prepare_heads(uint token, uint kv_head, uvec4 what, bool has_own) {
     const uint kv_pitch = (gl_NumWorkGroups.y * HEAD_DIM + 31) / 32 * 32;
     const uint column = kv_head * HEAD_DIM;
@@ -131,14 +144,18 @@ void prepare_heads(uint token, uint kv_head, uvec4 what, bool has_own) {
                 own[(head - GROUP) * HEAD_DIM + i + HALF] = y[n];
             }
         }
-        const uint line = cache_line(what.z, p.ring, what.y);
-        if (head == GROUP) {
-            store_own(p.keys, line, column, 0);
-        } else if (head > GROUP) {
-            store_own(p.values, line, column, HEAD_DIM);
-        }
     }
     barrier();
+    if (has_own) {
+        const uint line = cache_line(what.z, p.ring, what.y);
+        for (uint head = gl_SubgroupID; head < 2; head += SUBGROUPS) {
+            if (head == 0) {
+                store_own(p.keys, line, column, 0);
+            } else {
+                store_own(p.values, line, column, HEAD_DIM);
+            }
+        }
+    }
 }
 
 // Four elements of the queries from this lane's `i`-th on.
@@ -157,19 +174,26 @@ vec4 own_four(uint at, uint i) {
 
 // Gives the first team the token's own position.
 void attend_own(vec4 query[QUERIED]) {
+    barrier();
     const bool mine = invocation() < TEAM;
     [[unroll]] for (uint g = 0; g < GROUP; g++) {
         vec4 sums = vec4(0);
         [[unroll]] for (uint i = 0; i < FOURS; i++) {
             sums += query[g * FOURS + i] * own_four(0, i);
-            mixed[g * FOURS + i] = mine ? own_four(HEAD_DIM, i) : vec4(0);
         }
         float score = (sums.x + sums.y) + (sums.z + sums.w);
         [[unroll]] for (uint offset = 1; offset < TEAM; offset *= 2) {
             score += subgroupShuffleXor(score, offset);
         }
-        largest[g] = mine ? score : LOWEST;
-        sum[g] = mine ? 1.0 : 0.0;
+        score = mine ? score : 2.0 * LOWEST;
+        const float before = largest[g];
+        largest[g] = max(before, score);
+        const float factor = exp2(before - largest[g]);
+        const float weight = exp2(score - largest[g]);
+        sum[g] = sum[g] * factor + weight;
+        [[unroll]] for (uint i = 0; i < FOURS; i++) {
+            mixed[g * FOURS + i] = mixed[g * FOURS + i] * factor + weight * own_four(HEAD_DIM, i);
+        }
     }
 }
 
@@ -209,9 +233,6 @@ void attend(uint token, uint kv_head, uvec4 what, uint begin, uint count, bool h
         }
         largest[g] = LOWEST;
         sum[g] = 0.0;
-    }
-    if (PREPARES && has_own) {
-        attend_own(query);
     }
     [[dont_unroll]] for (uint start = 0; start < count; start += BLOCK) {
         if (start > 0) {
@@ -261,6 +282,9 @@ void attend(uint token, uint kv_head, uvec4 what, uint begin, uint count, bool h
                 }
             }
         }
+    }
+    if (PREPARES && has_own) {
+        attend_own(query);
     }
 }
 

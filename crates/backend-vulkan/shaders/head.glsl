@@ -20,7 +20,8 @@ void load_pairs(Floats source, uint start, out float x[PAIRS], out float y[PAIRS
 }
 
 // Normalizes and turns the pairs (x, y) of a head. `tables`: [FINE][HALF] of {cos, sin} for position % FINE, then
-// [positions / FINE][HALF] for the rest of the position.
+// [positions / FINE][HALF] for the rest of the position. What compilers may contract is written as precise: the same head
+// becomes the same bits in every shader.
 void normalize_and_turn(Floats weight, float epsilon, Vec2s tables, uint position, inout float x[PAIRS],
     inout float y[PAIRS]) {
     float weight_x[PAIRS];
@@ -28,7 +29,7 @@ void normalize_and_turn(Floats weight, float epsilon, Vec2s tables, uint positio
     load_pairs(weight, 0, weight_x, weight_y);
     vec2 fine[PAIRS];
     vec2 coarse[PAIRS];
-    float squares = 0.0;
+    precise float squares = 0.0;
     [[unroll]] for (uint n = 0; n < PAIRS; n++) {
         const uint i = min(pair_index(n), HALF - 1);
         fine[n] = tables.at[position % FINE * HALF + i];
@@ -41,10 +42,11 @@ void normalize_and_turn(Floats weight, float epsilon, Vec2s tables, uint positio
     [[unroll]] for (uint n = 0; n < PAIRS; n++) {
         const vec2 a = fine[n];
         const vec2 b = coarse[n];
-        const vec2 turn = vec2(a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x);
-        const float s = x[n] * inverse * weight_x[n];
-        const float t = y[n] * inverse * weight_y[n];
-        x[n] = s * turn.x - t * turn.y;
-        y[n] = s * turn.y + t * turn.x;
+        precise const vec2 turn = vec2(a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x);
+        precise const float s = x[n] * inverse * weight_x[n];
+        precise const float t = y[n] * inverse * weight_y[n];
+        precise const vec2 turned = vec2(s * turn.x - t * turn.y, s * turn.y + t * turn.x);
+        x[n] = turned.x;
+        y[n] = turned.y;
     }
 }

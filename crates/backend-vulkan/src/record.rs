@@ -7,7 +7,7 @@ use tensor::{BufferId, Op, Program, Rows};
 use crate::dispatch::Dispatch;
 use crate::features::Features;
 use crate::kernel::attention::{Addresses, AttentionShape, Decode, Scratch, decode, prefill, prefill_matrix};
-use crate::kernel::cache_write::{CacheShape, cache_write};
+use crate::kernel::cache_write::cache_write;
 use crate::kernel::head_prepare::{HeadPrepare, head_prepare};
 use crate::kernel::matmul::{matmul, matmul_matrix, tile};
 use crate::kernel::matvec::{COLUMNS_MAX, Gated, Input, gate_up, gated_tiling, matvec, shared_tiling, tiling};
