@@ -129,9 +129,9 @@ impl VulkanLoaded {
         let tables = rope_tables(program, options);
         let mut placed = Vec::new();
         for (rope, tables) in tables {
-            let fine = buffers.extra(tables.fine.len() * 8)?;
-            let coarse = buffers.extra(tables.coarse.len() * 8)?;
-            placed.push((rope, tables, fine, coarse));
+            let bytes = tables.bytes();
+            let slice = buffers.extra(bytes.len())?;
+            placed.push((rope, bytes, slice));
         }
         let mut upload = Arena::new(context, Place::Upload, 0);
         let staging = upload.allocate(batch.slices().iter().map(|slice| slice.size).sum(), "staging")?;
@@ -141,10 +141,9 @@ impl VulkanLoaded {
         clear(context, &mut commands, &buffers)?;
         upload_weights(context, pipelines, program, weights, &buffers)?;
         let mut ropes = HashMap::new();
-        for (rope, tables, fine, coarse) in placed {
-            write(context, &mut commands, bytemuck::cast_slice(&tables.fine), fine)?;
-            write(context, &mut commands, bytemuck::cast_slice(&tables.coarse), coarse)?;
-            ropes.insert(rope, RopeAddresses { fine: fine.address, coarse: coarse.address });
+        for (rope, bytes, slice) in placed {
+            write(context, &mut commands, &bytes, slice)?;
+            ropes.insert(rope, RopeAddresses::new(slice.address, rope.head_dim));
         }
         Ok(VulkanLoaded {
             commands,
