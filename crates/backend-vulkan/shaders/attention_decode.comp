@@ -13,6 +13,7 @@
 #include "types.glsl"
 #include "attention.glsl"
 #include "head.glsl"
+#include "quantize.glsl"
 
 layout(constant_id = 5) const uint TEAM = 8; // a power of two that divides SUBGROUP and the vectors of a head
 layout(constant_id = 6) const bool QUANTIZE = false; // also write the result in 8 bits
@@ -270,7 +271,7 @@ void attend(uint token, uint kv_head, uvec4 what, uint begin, uint count, bool h
             }
             [[unroll]] for (uint n = 0; n < STEP; n++) {
                 const float score = scores[g * STEP + n];
-                scores[g * STEP + n] = score > LOWEST ? exp2(score - largest[g]) : 0.0;
+                scores[g * STEP + n] = score <= LOWEST ? 0.0 : exp2(score - largest[g]); // NaN stays
                 sum[g] += scores[g * STEP + n];
             }
         }
@@ -374,27 +375,25 @@ void join_splits(uint first_split, uint splits) {
     barrier();
 }
 
-// Writes 16 values in 8 bits, with the scale of their block of 32.
-void quantize(uint token, uint kv_head) {
+// Writes the result in 8 bits too, 16 values an invocation.
+void quantize_result(uint token, uint kv_head) {
     const uint row = token * gl_NumWorkGroups.y + kv_head;
     for (uint i = invocation(); i < WIDTH / 16; i += WORKGROUP) {
-        float most = 0.0;
-        for (uint j = 0; j < 32; j++) {
-            most = max(most, abs(result[i / 2 * 32 + j]));
+        uint largest = 0;
+        for (uint j = i / 2 * 32; j < i / 2 * 32 + 32; j += 4) {
+            largest = max(largest, largest_of_four(vec4(result[j], result[j + 1], result[j + 2], result[j + 3])));
         }
-        const float scale = most / 127.0;
-        const float inverse = scale > 0.0 ? 1.0 / scale : 0.0;
+        const vec2 scale = scale_and_inverse(largest);
         uvec4 packed;
         int total = 0;
         [[unroll]] for (uint word = 0; word < 4; word++) {
-            const uint from = i * 16 + word * 4;
-            const vec4 four = vec4(result[from], result[from + 1], result[from + 2], result[from + 3]);
-            const i8vec4 values = i8vec4(round_away(clamp(four * inverse, -127.0, 127.0)));
-            packed[word] = uint(pack32(values));
-            total += int(values.x) + int(values.y) + int(values.z) + int(values.w);
+            const uint j = i * 16 + word * 4;
+            const ivec4 rounded = round_four(vec4(result[j], result[j + 1], result[j + 2], result[j + 3]), scale.y);
+            packed[word] = pack_four(rounded);
+            total += rounded.x + rounded.y + rounded.z + rounded.w;
         }
         p.quantized.at[row * (WIDTH / 16) + i] = packed;
-        p.meta.at[row * (WIDTH / 16) + i] = vec2(scale, scale * float(total));
+        p.meta.at[row * (WIDTH / 16) + i] = vec2(scale.x, scale.x * float(total));
     }
 }
 
@@ -460,6 +459,6 @@ void main() {
         p.target.at[token * p.pitch + kv_head * WIDTH + i] = result[i];
     }
     if (QUANTIZE) {
-        quantize(token, kv_head);
+        quantize_result(token, kv_head);
     }
 }

@@ -162,7 +162,7 @@ void compute_weights(uint start) {
     [[unroll]] for (uint i = 0; i < KEYS / LANES; i += 4) {
         f16vec4 four;
         [[unroll]] for (uint j = 0; j < 4; j++) {
-            four[j] = float16_t(weight[i + j] > LOWEST ? exp2(weight[i + j] - largest) : 0.0);
+            four[j] = float16_t(weight[i + j] <= LOWEST ? 0.0 : exp2(weight[i + j] - largest)); // NaN stays
             added += float(four[j]);
         }
         weights[row * WEIGHT_STRIDE + (lane * (KEYS / LANES) + i) / 4] = four;

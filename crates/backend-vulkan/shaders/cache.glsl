@@ -3,6 +3,8 @@
 // A row is padded to lines of 16 bytes. F32 and F16: the elements. Q8_0: all 8-bit values, then the f16 scale of each
 // block of 32. Offsets count lines, so that 31 bits reach 32 GiB.
 
+#include "exact.glsl"
+
 layout(constant_id = 2) const uint CACHE_WIDTH = 128; // elements of a row; a multiple of 32 in Q8_0
 
 struct FloatLine { float at[4]; };
@@ -89,30 +91,47 @@ vec4 cache_decode(Raw raw, uint i) {
 #endif
 }
 
-// To the nearest integer, halves away from zero.
-vec4 round_away(vec4 x) {
-    const vec4 whole = trunc(x);
-    return whole + mix(vec4(0), sign(x), greaterThanEqual(abs(x - whole), vec4(0.5)));
+// A block of 32 in Q8_0 whose largest magnitude has these bits: the bits of its f16 scale, and those of the f32 that
+// its elements are multiplied by. A block that has an infinity or a NaN becomes NaN.
+uvec2 block_scale(uint largest) {
+    if (largest >= INFINITY_BITS) {
+        return uvec2(0x7e00, 0);
+    }
+    // Below 2^-111 the scale is zero in f16 by far.
+    if (exponent_of(largest) < 16) {
+        return uvec2(0);
+    }
+    const uint scale = divide_by_127(largest);
+    return uvec2(half_bits(scale), reciprocal(scale));
 }
 
-// Writes four elements at a column that is a multiple of 4. In Q8_0 eight neighbouring lanes write a block of 32
-// together, its first elements in a lane that is a multiple of 8.
+// Writes four elements at a column that is a multiple of 4, to the bit as the reference rounds them. In Q8_0 eight
+// neighbouring lanes write a block of 32 together, its first elements in a lane that is a multiple of 8.
 void cache_store(Uvec4s cache, uint line, uint column, vec4 x) {
+    const uvec4 bits = floatBitsToUint(x);
 #if defined(CACHE_F32)
-    Vec4s(cache).at[line + column / 4] = x;
+    cache.at[line + column / 4] = bits;
 #elif defined(CACHE_F16)
-    HalfFours(cache).at[line * 2 + column / 4] = f16vec4(x);
+    Uvec2s(cache).at[line * 2 + column / 4] =
+        uvec2(half_bits(bits.x) | half_bits(bits.y) << 16, half_bits(bits.z) | half_bits(bits.w) << 16);
 #elif defined(CACHE_Q8_0)
-    float largest = max(max(abs(x.x), abs(x.y)), max(abs(x.z), abs(x.w)));
+    // Bits of magnitudes are in the order of the numbers, with those of NaN above all.
+    const uvec4 sizes = bits & 0x7fffffff;
+    uint largest = max(max(sizes.x, sizes.y), max(sizes.z, sizes.w));
     largest = max(largest, subgroupShuffleXor(largest, 1));
     largest = max(largest, subgroupShuffleXor(largest, 2));
     largest = max(largest, subgroupShuffleXor(largest, 4));
-    const float scale = largest / 127.0;
-    const float inverse = scale > 0.0 ? 1.0 / scale : 0.0;
-    ByteFours(cache).at[line * 4 + column / 4] = i8vec4(round_away(clamp(x * inverse, -127.0, 127.0)));
+    const uvec2 scale = block_scale(largest);
+    ivec4 quants = ivec4(0);
+    if (scale.y != 0) {
+        [[unroll]] for (uint i = 0; i < 4; i++) {
+            quants[i] = round_product(bits[i], scale.y);
+        }
+    }
+    ByteFours(cache).at[line * 4 + column / 4] = i8vec4(quants);
     if (column % 32 == 0) {
         const uint block = column / 32;
-        HalfLines(cache).at[line + CACHE_WIDTH / 16 + block / 8].at[block % 8] = float16_t(scale);
+        Ushorts(cache).at[(line + CACHE_WIDTH / 16) * 8 + block] = uint16_t(scale.x);
     }
 #endif
 }

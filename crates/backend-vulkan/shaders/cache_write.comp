@@ -2,6 +2,10 @@
 //! for CACHE in f32 f16 q8_0
 
 #include "types.glsl"
+
+// For the test of exact.glsl.
+layout(constant_id = 3) const int ESTIMATE_ERROR_CONSTANT = 0;
+#define ESTIMATE_ERROR ESTIMATE_ERROR_CONSTANT
 #include "cache.glsl"
 
 layout(push_constant, scalar) uniform Push {

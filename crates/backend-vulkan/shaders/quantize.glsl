@@ -3,24 +3,51 @@
 // Each block of 32 elements of a row has a scale, max|x| / 127. Quants lie 16 to a uvec4, `[rows][width / 16]`; beside
 // them `[rows][width / 16]` of {scale of the block, scale · sum of the 16 quants}: the sum carries the weights' offset.
 
+// The scale of a block whose largest magnitude has these bits, and what its elements are multiplied by.
+//
+// Division is exact to 2.5 units in the last place up to 2^126, so the product of the inverse with an element is at
+// most 127 · (1 + 2^-23)^4: it rounds to 127 or less, and a byte never overflows. What is larger counts as infinite: the
+// scale of a block with an infinity or a NaN is NaN, so that its products are. NaN's bits are above those of infinity,
+// and the inverse is zero then.
+vec2 scale_and_inverse(uint largest) {
+    const float most = uintBitsToFloat(largest);
+    if (largest > (253u << 23)) {
+        return vec2(uintBitsToFloat(0x7fc00000), 0.0);
+    }
+    // Below this the quotient would overflow; no activation that matters is so small.
+    return vec2(most / 127.0, most > 1e-30 ? 127.0 / most : 0.0);
+}
+
+// The bits of the largest magnitude.
+uint largest_of_four(vec4 values) {
+    const uvec4 sizes = floatBitsToUint(values) & 0x7fffffff;
+    return max(max(sizes.x, sizes.y), max(sizes.z, sizes.w));
+}
+
+// To integers; with an inverse of zero to zeros, whatever the values.
+ivec4 round_four(vec4 values, float inverse) {
+    return inverse > 0.0 ? ivec4(roundEven(values * inverse)) : ivec4(0);
+}
+
+uint pack_four(ivec4 rounded) {
+    const uvec4 bytes = uvec4(rounded) & 255u;
+    return bytes.x | (bytes.y << 8) | (bytes.z << 16) | (bytes.w << 24);
+}
+
 // Quantizes four consecutive elements, `index` counting fours from the first row on. The eight fours of a block are in
 // eight consecutive lanes, the first of them a multiple of 8, all of them active.
 void quantize(Uints quants, Vec2s sums, uint index, vec4 values) {
-    const vec4 sizes = abs(values);
-    float most = max(max(sizes.x, sizes.y), max(sizes.z, sizes.w));
-    most = max(most, subgroupShuffleXor(most, 1));
-    most = max(most, subgroupShuffleXor(most, 2));
-    most = max(most, subgroupShuffleXor(most, 4));
-    const float scale = most / 127.0;
-    // Below this the quotient would overflow; no activation that matters is so small.
-    const float inverse = most > 1e-30 ? 127.0 / most : 0.0;
-    const ivec4 rounded = ivec4(roundEven(values * inverse));
-    const uvec4 bytes = uvec4(rounded) & 255u;
-    quants.at[index] = bytes.x | (bytes.y << 8) | (bytes.z << 16) | (bytes.w << 24);
+    uint largest = largest_of_four(values);
+    largest = max(largest, subgroupShuffleXor(largest, 1));
+    largest = max(largest, subgroupShuffleXor(largest, 2));
+    largest = max(largest, subgroupShuffleXor(largest, 4));
+    const vec2 scale = scale_and_inverse(largest);
+    const ivec4 rounded = round_four(values, scale.y);
+    quants.at[index] = pack_four(rounded);
     int sum = rounded.x + rounded.y + rounded.z + rounded.w;
     sum += subgroupShuffleXor(sum, 1);
     sum += subgroupShuffleXor(sum, 2);
     if (index % 4 == 0) {
-        sums.at[index / 4] = vec2(scale, scale * float(sum));
+        sums.at[index / 4] = vec2(scale.x, scale.x * float(sum));
     }
 }

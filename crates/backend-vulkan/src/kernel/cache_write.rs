@@ -132,4 +132,99 @@ pub(super) mod tests {
             }
         }
     }
+
+    /// Rows of one block: normal ones of every size down to what f16 can't scale, some with denormals, zeros,
+    /// halfway cases and a largest magnitude that is a power of two or just below one.
+    fn awkward_blocks(random: &mut Random, count: usize) -> Vec<f32> {
+        let mut values = random.normal(count * 32, 1.0);
+        for (index, block) in values.chunks_mut(32).enumerate() {
+            let size = ((index / 8 % 164) as f32 - 140.0).exp2();
+            for (i, value) in block.iter_mut().enumerate() {
+                *value *= if index % 8 == 1 && i % 2 == 0 { size * 1e-3 } else { size };
+            }
+            match index % 8 {
+                2 => block[index / 8 % 32] = 127.0 * size,
+                3 => block[index / 8 % 32] = -4.0 * size,
+                4 => block[index / 8 % 32] = f32::from_bits((4.0 * size).to_bits() - 1),
+                // Halves of the scale's steps, and their neighbours.
+                5 => block.iter_mut().enumerate().for_each(|(i, x)| *x = size * (4.0 * i as f32 + 3.0) / 2.0),
+                6 => block.iter_mut().enumerate().for_each(|(i, x)| {
+                    let half = (block_half(i) * (size / 3.0)).to_bits();
+                    *x = f32::from_bits(half.saturating_add(i as u32 % 3).saturating_sub(1));
+                }),
+                _ => {}
+            }
+        }
+        values
+    }
+
+    /// Halves from 1/2 to 127, the last a whole number.
+    fn block_half(i: usize) -> f32 {
+        if i == 31 { 127.0 } else { 4.0 * i as f32 + 0.5 }
+    }
+
+    /// What the device makes of rows of 32 whose estimates of quotients are off by `error` units in the last place.
+    fn rounded_blocks(lab: &mut Lab, values: &[f32], dtype: DType, error: i32) -> Vec<f32> {
+        let rows = values.len() / 32;
+        let shape = CacheShape { dtype, width: 32, ring: rows };
+        let input = View { address: lab.upload(bytemuck::cast_slice(values)).unwrap().address, width: 32 };
+        let cache = lab.upload(&vec![0x5a; shape.bytes(1) as usize]).unwrap();
+        let places: Vec<_> = (0..rows).map(|position| (position, 0)).collect();
+        let tokens = lab.upload(&token_table(&places)).unwrap();
+        let mut dispatch = cache_write(lab.features(), shape, input, cache.address, tokens.address, rows);
+        dispatch.kernel.constants.push(error as u32);
+        lab.run(&[dispatch]).unwrap();
+        let found = lab.download(cache, shape.bytes(1) as usize).unwrap();
+        found.chunks(shape.row_bytes()).flat_map(|row| decode_row(shape, row)).collect()
+    }
+
+    /// A device may divide less exactly than the reference does: the result is the same.
+    #[test]
+    fn rounding_does_not_depend_on_the_device() {
+        let Some(mut lab) = Lab::for_tests() else { return };
+        let values = awkward_blocks(&mut Random(11), 8192);
+        for (dtype, errors) in [(DType::Q8_0, -3..=3), (DType::F16, 0..=0)] {
+            let mut expected = vec![0.0; values.len()];
+            tensor::reference::cache_write(&values, dtype, 32, &mut expected);
+            for error in errors {
+                let found = rounded_blocks(&mut lab, &values, dtype, error);
+                for (i, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
+                    // A scale beyond f16 is infinite, and makes NaN of zeros.
+                    let same = found == expected || (found.is_nan() && expected.is_nan());
+                    let value = values[i];
+                    assert!(same, "{dtype}, {error} units: {value:e} is {found:e}, not {expected:e}");
+                }
+            }
+        }
+        // These values do tell such quotients from exact ones.
+        for error in [-1, 1] {
+            let differ = values.chunks(32).filter(|block| careless_quants(block, error) != careless_quants(block, 0));
+            assert!(differ.count() > 20, "{error} units");
+        }
+    }
+
+    /// The quants of a block with an inverse that is off by some units in the last place.
+    fn careless_quants(block: &[f32], error: i32) -> Vec<i8> {
+        let scale = block.iter().fold(0f32, |largest, x| largest.max(x.abs())) / 127.0;
+        let inverse = if scale > 1e-30 { f32::from_bits((1.0 / scale).to_bits().wrapping_add_signed(error)) } else { 0.0 };
+        block.iter().map(|x| (x * inverse).round() as i8).collect()
+    }
+
+    /// A block with a number that is none may become anything but numbers.
+    #[test]
+    fn what_is_not_finite_stays_so() {
+        let Some(mut lab) = Lab::for_tests() else { return };
+        let mut values = Random(12).normal(4 * 32, 1.0);
+        values[7] = f32::INFINITY;
+        values[64 + 31] = f32::NAN;
+        values[96 + 16] = -f32::NAN;
+        let found = rounded_blocks(&mut lab, &values, DType::Q8_0, 0);
+        for (i, x) in found.iter().enumerate() {
+            assert_eq!(x.is_nan(), i / 32 != 1, "element {i} is {x}");
+        }
+        let found = rounded_blocks(&mut lab, &values, DType::F16, 0);
+        for (i, (value, x)) in values.iter().zip(found).enumerate() {
+            assert_eq!((value.is_nan(), value.is_infinite()), (x.is_nan(), x.is_infinite()), "element {i} is {x}");
+        }
+    }
 }

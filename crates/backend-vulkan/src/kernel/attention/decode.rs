@@ -171,6 +171,7 @@ mod tests {
     use crate::kernel::cache_write::cache_write;
     use crate::kernel::head_prepare::head_prepare;
     use crate::kernel::rope::{RopeAddresses, RopeTables};
+    use crate::kernel::quantize::tests::check;
     use crate::lab::Lab;
     use crate::memory::Slice;
 
@@ -218,14 +219,7 @@ mod tests {
         let output = experiment.output(&mut lab);
         let values = lab.download(values, rows * width).unwrap();
         let meta = lab.download(meta, rows * width / 16 * 8).unwrap();
-        for (index, meta) in bytemuck::cast_slice::<u8, [f32; 2]>(&meta).iter().enumerate() {
-            let block = &output[index / 2 * 32..][..32];
-            let scale = block.iter().fold(0f32, |largest, x| largest.max(x.abs())) / 127.0;
-            let expected: Vec<i8> = output[index * 16..][..16].iter().map(|x| (x / scale).round() as i8).collect();
-            assert_eq!(bytemuck::cast_slice::<u8, i8>(&values[index * 16..][..16]), expected);
-            let sum: i32 = expected.iter().map(|&value| i32::from(value)).sum();
-            assert_eq!(*meta, [scale, scale * sum as f32]);
-        }
+        check(&output, bytemuck::cast_slice(&values), bytemuck::cast_slice(&meta));
     }
 
     /// Heads of queries, heads of keys, size of a head, window, format of the caches.
