@@ -4,14 +4,21 @@
 // end these are joined. Where a token's positions went to several workgroups, the last of them to be done joins their
 // results. Grid: (splits, heads of keys and values, tokens), at most SPLITS_MAX
 // splits.
+//
+// With PREPARES, what `head_prepare` does is done here: every workgroup normalizes and turns its queries, and the one
+// that has the token's own position also its key, and writes key and value into the caches. Nobody reads the token's
+// own position from there: the workgroup takes it from its shared memory.
 //! for CACHE in f32 f16 q8_0
 
 #include "types.glsl"
 #include "attention.glsl"
+#include "head.glsl"
 
 layout(constant_id = 5) const uint TEAM = 8; // a power of two that divides SUBGROUP and the vectors of a head
 layout(constant_id = 6) const bool QUANTIZE = false; // also write the result in 8 bits
 layout(constant_id = 7) const uint STEP = 4; // positions that a team has in flight
+layout(constant_id = 8) const bool PREPARES = false; // queries, key and value are as the projections left them
+layout(constant_id = 9) const float EPSILON = 0.0; // added to the mean square of a head
 const uint SPLITS_MAX = 32;
 const uint TEAMS = WORKGROUP / TEAM;
 const uint BLOCK = TEAMS * STEP;
@@ -19,10 +26,17 @@ const uint SUBGROUPS = WORKGROUP / SUBGROUP;
 const uint VECTORS = HEAD_DIM / VECTOR / TEAM; // of a lane
 const uint FOURS = VECTORS * (VECTOR / 4);
 const uint WIDTH = GROUP * HEAD_DIM;
+const uint FETCHED = STEP * VECTORS; // vectors of keys, and of values, that a lane has in flight
+const uint QUERIED = GROUP * FOURS; // vectors of queries of a lane
 
 // Members and not blocks: the compiler ignores the qualifier of a block behind a pointer.
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer Partials { devicecoherent float at[]; };
 layout(buffer_reference, scalar, buffer_reference_align = 8) buffer Statistics { devicecoherent vec2 at[]; };
+
+// What is read must be what memory has: compilers that know what was written leave out its rounding.
+layout(buffer_reference, scalar, buffer_reference_align = 8) buffer WrittenHalfs { volatile uvec2 at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer WrittenBytes { volatile uint at[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 2) buffer WrittenScales { volatile float16_t at[]; };
 
 layout(push_constant, scalar) uniform Push {
     Floats query;
@@ -31,10 +45,14 @@ layout(push_constant, scalar) uniform Push {
     Floats target;
     Uvec4s tokens;         // {token, position, sequence, 0}
     Uints counters;        // [tokens][heads of keys], zero before and after
-    Statistics statistics; // [tokens][heads of keys][splits][GROUP] of {maximum, sum}
-    Partials partials;     // [tokens][heads of keys][splits][GROUP][HEAD_DIM]
+    Statistics statistics; // [tokens][heads of keys][splits][GROUP] of {maximum, sum}; behind them the partial results
     Uvec4s quantized;      // [tokens][columns / 16] of 16 8-bit values
     Vec2s meta;            // [tokens][columns / 16] of {scale, scale · sum of the 16 values}
+    Floats key;            // as the query; this and what follows only with PREPARES
+    Floats value;
+    Floats query_weight;   // [HEAD_DIM]
+    Floats key_weight;     // [HEAD_DIM]
+    Vec2s tables;          // of angles
     uint pitch;            // elements from one row of queries and results to the next
     uint ring;             // rows of a sequence in the caches
     uint window;           // positions that a token sees, itself included
@@ -43,45 +61,182 @@ layout(push_constant, scalar) uniform Push {
 
 shared float joined[SUBGROUPS * HEAD_DIM];
 shared vec2 joined_statistics[SUBGROUPS * GROUP];
-shared float result[WIDTH];
+shared float result[WIDTH]; // with PREPARES the queries until positions have been gone through
+shared float own[2 * HEAD_DIM]; // key and value of the token's own position, as the caches round them
 shared vec2 split_statistics[SPLITS_MAX * GROUP];
 shared uint arrived;
 
 // The state of a team: for each head the largest score, the sum of weights, and this lane's part of the weighted sum.
 float largest[GROUP];
 float sum[GROUP];
-vec4 mixed[GROUP * FOURS];
+vec4 mixed[QUERIED];
 
 // Where the head of a vector of this lane begins in a row of keys, of values, or of one head of queries.
 uint lane_column(uint vector) {
     return (vector * TEAM + gl_SubgroupInvocationID % TEAM) * VECTOR;
 }
 
-// Goes through this team's part of the positions from `begin` to `end`.
-void attend(uint token, uint kv_head, uint first_row, uint begin, uint end) {
-    vec4 query[GROUP * FOURS];
+// Where the partial results begin behind the statistics: [tokens][heads of keys][splits][GROUP][HEAD_DIM].
+uint partials_start() {
+    const uint statistics = gl_NumWorkGroups.x * gl_NumWorkGroups.y * gl_NumWorkGroups.z * GROUP;
+    return (statistics + 31) / 32 * 64;
+}
+
+// What the cache's format made of the elements `x` that this lane has just written. Of a block's scale only the first
+// lane knows that it was written.
+vec4 written_four(Uvec4s cache, uint line, uint column, vec4 x) {
+#if defined(CACHE_F32)
+    return x;
+#elif defined(CACHE_F16)
+    const uvec2 bits = WrittenHalfs(cache).at[line * 2 + column / 4];
+    return vec4(unpackHalf2x16(bits.x), unpackHalf2x16(bits.y));
+#elif defined(CACHE_Q8_0)
+    float scale = 0.0;
+    if (column % 32 == 0) {
+        scale = float(WrittenScales(cache).at[(line + CACHE_WIDTH / 16) * 8 + column / 32]);
+    }
+    const vec4 quants = vec4(unpack8(int(WrittenBytes(cache).at[line * 4 + column / 4])));
+    return quants * subgroupShuffle(scale, gl_SubgroupInvocationID / 8 * 8);
+#endif
+}
+
+// Writes a head that `own` has at `at` into a cache, and takes back what its format made of it.
+void store_own(Uvec4s cache, uint line, uint column, uint at) {
+    for (uint i = gl_SubgroupInvocationID * 4; i < HEAD_DIM; i += SUBGROUP * 4) {
+        const uint from = at + i;
+        const vec4 x = vec4(own[from], own[from + 1], own[from + 2], own[from + 3]);
+        cache_store(cache, line, column + i, x);
+        const vec4 rounded = written_four(cache, line, column + i, x);
+        [[unroll]] for (uint j = 0; j < 4; j++) {
+            own[from + j] = rounded[j];
+        }
+    }
+}
+
+// Prepares the queries and, where `has_own`, key and value of the token, a subgroup each. The next barrier is also that
+// for `own`.
+void prepare_heads(uint token, uint kv_head, uvec4 what, bool has_own) {
+    const uint kv_pitch = (gl_NumWorkGroups.y * HEAD_DIM + 31) / 32 * 32;
+    const uint column = kv_head * HEAD_DIM;
+    const uint heads = has_own ? GROUP + 2 : GROUP;
+    for (uint head = gl_SubgroupID; head < heads; head += SUBGROUPS) {
+        Floats source = p.query;
+        Floats weight = p.query_weight;
+        uint start = token * p.pitch + kv_head * WIDTH + head * HEAD_DIM;
+        if (head >= GROUP) {
+            source = head == GROUP ? p.key : p.value;
+            weight = p.key_weight;
+            start = token * kv_pitch + column;
+        }
+        float x[PAIRS];
+        float y[PAIRS];
+        load_pairs(source, start, x, y);
+        if (head <= GROUP) {
+            normalize_and_turn(weight, EPSILON, p.tables, what.y, x, y);
+        }
+        [[unroll]] for (uint n = 0; n < PAIRS; n++) {
+            const uint i = pair_index(n);
+            if (i < HALF && head < GROUP) {
+                result[head * HEAD_DIM + i] = x[n];
+                result[head * HEAD_DIM + i + HALF] = y[n];
+            } else if (i < HALF) {
+                own[(head - GROUP) * HEAD_DIM + i] = x[n];
+                own[(head - GROUP) * HEAD_DIM + i + HALF] = y[n];
+            }
+        }
+    }
+    barrier();
+    if (has_own) {
+        const uint line = cache_line(what.z, p.ring, what.y);
+        for (uint head = gl_SubgroupID; head < 2; head += SUBGROUPS) {
+            if (head == 0) {
+                store_own(p.keys, line, column, 0);
+            } else {
+                store_own(p.values, line, column, HEAD_DIM);
+            }
+        }
+    }
+}
+
+// Four elements of the queries from this lane's `i`-th on.
+vec4 query_four(uint token, uint kv_head, uint g, uint i) {
+    const uint from = g * HEAD_DIM + lane_column(i / (VECTOR / 4)) + i % (VECTOR / 4) * 4;
+    if (PREPARES) {
+        return vec4(result[from], result[from + 1], result[from + 2], result[from + 3]);
+    }
+    return Vec4s(p.query).at[(token * p.pitch + kv_head * WIDTH + from) / 4];
+}
+
+vec4 own_four(uint at, uint i) {
+    const uint from = at + lane_column(i / (VECTOR / 4)) + i % (VECTOR / 4) * 4;
+    return vec4(own[from], own[from + 1], own[from + 2], own[from + 3]);
+}
+
+// Gives the first team the token's own position.
+void attend_own(vec4 query[QUERIED]) {
+    barrier();
+    const bool mine = invocation() < TEAM;
+    [[unroll]] for (uint g = 0; g < GROUP; g++) {
+        vec4 sums = vec4(0);
+        [[unroll]] for (uint i = 0; i < FOURS; i++) {
+            sums += query[g * FOURS + i] * own_four(0, i);
+        }
+        float score = (sums.x + sums.y) + (sums.z + sums.w);
+        [[unroll]] for (uint offset = 1; offset < TEAM; offset *= 2) {
+            score += subgroupShuffleXor(score, offset);
+        }
+        score = mine ? score : 2.0 * LOWEST;
+        const float before = largest[g];
+        largest[g] = max(before, score);
+        const float factor = exp2(before - largest[g]);
+        const float weight = exp2(score - largest[g]);
+        sum[g] = sum[g] * factor + weight;
+        [[unroll]] for (uint i = 0; i < FOURS; i++) {
+            mixed[g * FOURS + i] = mixed[g * FOURS + i] * factor + weight * own_four(HEAD_DIM, i);
+        }
+    }
+}
+
+// The keys and values of this team's positions of the block from `start` on, of `count` positions; those beyond are the
+// last.
+void fetch(uint kv_head, uint first_row, uint ring_begin, uint start, uint count, out Raw keys[FETCHED],
+    out Raw values[FETCHED]) {
+    const uint last = max(count, 1) - 1;
+    [[unroll]] for (uint n = 0; n < STEP; n++) {
+        const uint index = min(start + n * TEAMS + invocation() / TEAM, last);
+        const uint line = (first_row + wrap(ring_begin + index, p.ring)) * ROW_LINES;
+        [[unroll]] for (uint v = 0; v < VECTORS; v++) {
+            keys[n * VECTORS + v] = cache_fetch(p.keys, line, kv_head * HEAD_DIM + lane_column(v));
+            values[n * VECTORS + v] = cache_fetch(p.values, line, kv_head * HEAD_DIM + lane_column(v));
+        }
+    }
+}
+
+// Goes through this team's part of the `count` positions from `begin` on. With `has_own`, only with PREPARES, the
+// token's own position is one more.
+void attend(uint token, uint kv_head, uvec4 what, uint begin, uint count, bool has_own) {
+    const uint team = invocation() / TEAM;
+    const uint first_row = what.z * p.ring;
+    const uint ring_begin = begin % p.ring;
+    Raw keys[FETCHED];
+    Raw values[FETCHED];
+    // The first ones are on their way while heads are prepared.
+    fetch(kv_head, first_row, ring_begin, 0, count, keys, values);
+    if (PREPARES) {
+        prepare_heads(token, kv_head, what, has_own);
+    }
+    vec4 query[QUERIED];
     [[unroll]] for (uint g = 0; g < GROUP; g++) {
         [[unroll]] for (uint i = 0; i < FOURS; i++) {
-            const uint column = lane_column(i / (VECTOR / 4)) + i % (VECTOR / 4) * 4;
-            const uint from = token * p.pitch + (kv_head * GROUP + g) * HEAD_DIM + column;
-            query[g * FOURS + i] = Vec4s(p.query).at[from / 4] * p.scale;
+            query[g * FOURS + i] = query_four(token, kv_head, g, i) * p.scale;
             mixed[g * FOURS + i] = vec4(0);
         }
         largest[g] = LOWEST;
         sum[g] = 0.0;
     }
-    const uint team = invocation() / TEAM;
-    const uint ring_begin = begin % p.ring;
-    [[dont_unroll]] for (uint start = 0; start < end - begin; start += BLOCK) {
-        Raw keys[STEP * VECTORS];
-        Raw values[STEP * VECTORS];
-        [[unroll]] for (uint n = 0; n < STEP; n++) {
-            const uint index = min(start + n * TEAMS + team, end - begin - 1);
-            const uint line = (first_row + wrap(ring_begin + index, p.ring)) * ROW_LINES;
-            [[unroll]] for (uint v = 0; v < VECTORS; v++) {
-                keys[n * VECTORS + v] = cache_fetch(p.keys, line, kv_head * HEAD_DIM + lane_column(v));
-                values[n * VECTORS + v] = cache_fetch(p.values, line, kv_head * HEAD_DIM + lane_column(v));
-            }
+    [[dont_unroll]] for (uint start = 0; start < count; start += BLOCK) {
+        if (start > 0) {
+            fetch(kv_head, first_row, ring_begin, start, count, keys, values);
         }
         float scores[GROUP * STEP];
         [[unroll]] for (uint n = 0; n < STEP; n++) {
@@ -100,7 +255,7 @@ void attend(uint token, uint kv_head, uint first_row, uint begin, uint end) {
                 [[unroll]] for (uint offset = 1; offset < TEAM; offset *= 2) {
                     score += subgroupShuffleXor(score, offset);
                 }
-                scores[g * STEP + n] = start + n * TEAMS + team < end - begin ? score : 2.0 * LOWEST;
+                scores[g * STEP + n] = start + n * TEAMS + team < count ? score : 2.0 * LOWEST;
             }
         }
         [[unroll]] for (uint g = 0; g < GROUP; g++) {
@@ -127,6 +282,9 @@ void attend(uint token, uint kv_head, uint first_row, uint begin, uint end) {
                 }
             }
         }
+    }
+    if (PREPARES && has_own) {
+        attend_own(query);
     }
 }
 
@@ -209,7 +367,7 @@ void join_splits(uint first_split, uint splits) {
             const vec2 statistics = split_statistics[split * GROUP + g];
             const float factor = exp2(statistics.x - most);
             weights += statistics.y * factor;
-            all += p.partials.at[(first_split + split) * WIDTH + i] * factor;
+            all += Partials(p.statistics).at[partials_start() + (first_split + split) * WIDTH + i] * factor;
         }
         result[i] = all / weights;
     }
@@ -243,7 +401,7 @@ void quantize(uint token, uint kv_head) {
 // Hands this workgroup's part to whoever is last; true for the last.
 bool hand_over(uint row, uint split, uint splits) {
     for (uint i = invocation(); i < WIDTH; i += WORKGROUP) {
-        p.partials.at[(row * gl_NumWorkGroups.x + split) * WIDTH + i] = result[i];
+        Partials(p.statistics).at[partials_start() + (row * gl_NumWorkGroups.x + split) * WIDTH + i] = result[i];
     }
     if (invocation() == 0) {
         [[unroll]] for (uint g = 0; g < GROUP; g++) {
@@ -278,8 +436,10 @@ void main() {
     if (split >= splits) {
         return;
     }
-    const uint end = min(count, (split + 1) * share);
-    attend(token, kv_head, what.z * p.ring, first + split * share, first + end);
+    const bool has_own = PREPARES && split + 1 == splits;
+    const uint begin = split * share;
+    const uint end = min(count, begin + share) - (has_own ? 1 : 0);
+    attend(token, kv_head, what, first + begin, end - begin, has_own);
     join_teams();
     join_subgroups();
     const uint row = token * gl_NumWorkGroups.y + kv_head;

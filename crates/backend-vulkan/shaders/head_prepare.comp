@@ -9,8 +9,8 @@
 layout(constant_id = 3) const uint HEAD_DIM = 128; // a multiple of 4
 layout(constant_id = 4) const uint HEADS = 2;
 layout(constant_id = 5) const uint KV_HEADS = 1;
-const uint HALF = HEAD_DIM / 2;
-const uint PAIRS = (HALF + SUBGROUP - 1) / SUBGROUP; // of a lane
+
+#include "head.glsl"
 
 layout(push_constant, scalar) uniform Push {
     Floats query;
@@ -18,8 +18,7 @@ layout(push_constant, scalar) uniform Push {
     Floats value;
     Floats query_weight; // [HEAD_DIM]
     Floats key_weight;   // [HEAD_DIM]
-    Vec2s fine;          // [256][HALF] of {cos, sin}, for position % 256
-    Vec2s coarse;        // [positions / 256][HALF], for the rest of the position
+    Vec2s tables;        // of angles
     Uvec4s tokens;       // {token, position, sequence, 0}
     Uvec4s keys;
     Uvec4s values;
@@ -31,27 +30,6 @@ layout(push_constant, scalar) uniform Push {
 } p;
 
 shared float heads[WORKGROUP / SUBGROUP * HEAD_DIM];
-
-// Normalizes and turns the pairs (x, y) of a head.
-void prepare(Floats weight, uint position, inout float x[PAIRS], inout float y[PAIRS]) {
-    float squares = 0.0;
-    [[unroll]] for (uint n = 0; n < PAIRS; n++) {
-        squares += x[n] * x[n] + y[n] * y[n];
-    }
-    const float inverse = 1.0 / sqrt(subgroupAdd(squares) / float(HEAD_DIM) + p.epsilon);
-    [[unroll]] for (uint n = 0; n < PAIRS; n++) {
-        const uint i = n * SUBGROUP + gl_SubgroupInvocationID;
-        if (i < HALF) {
-            const vec2 a = p.fine.at[position % 256 * HALF + i];
-            const vec2 b = p.coarse.at[position / 256 * HALF + i];
-            const vec2 turn = vec2(a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x);
-            const float s = x[n] * inverse * weight.at[i];
-            const float t = y[n] * inverse * weight.at[i + HALF];
-            x[n] = s * turn.x - t * turn.y;
-            y[n] = s * turn.y + t * turn.x;
-        }
-    }
-}
 
 void main() {
     const uint head = gl_WorkGroupID.x * (WORKGROUP / SUBGROUP) + gl_SubgroupID;
@@ -73,16 +51,12 @@ void main() {
     if (is_query || is_key || is_value) {
         float x[PAIRS];
         float y[PAIRS];
-        [[unroll]] for (uint n = 0; n < PAIRS; n++) {
-            const uint i = n * SUBGROUP + gl_SubgroupInvocationID;
-            x[n] = i < HALF ? source.at[start + i] : 0.0;
-            y[n] = i < HALF ? source.at[start + i + HALF] : 0.0;
-        }
+        load_pairs(source, start, x, y);
         if (!is_value) {
-            prepare(weight, token.y, x, y);
+            normalize_and_turn(weight, p.epsilon, p.tables, token.y, x, y);
         }
         [[unroll]] for (uint n = 0; n < PAIRS; n++) {
-            const uint i = n * SUBGROUP + gl_SubgroupInvocationID;
+            const uint i = pair_index(n);
             if (i < HALF) {
                 heads[gl_SubgroupID * HEAD_DIM + i] = x[n];
                 heads[gl_SubgroupID * HEAD_DIM + i + HALF] = y[n];

@@ -26,8 +26,6 @@ pub(crate) struct Dispatch {
     pub(crate) label: String,
     /// Constants that it reads from beginning to end: addresses and bytes.
     pub(crate) streams: Vec<(u64, u64)>,
-    /// How long it leaves the memory idle on a large card.
-    pub(crate) idle_microseconds: f32,
 }
 
 /// Push constants, laid out as a shader's block declares them with `scalar` layout.
@@ -65,6 +63,12 @@ impl Push {
         self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
         self.len += bytes.len();
         self
+    }
+
+    /// Replaces what was appended at `start`.
+    pub(crate) fn replace(&mut self, start: usize, bytes: &[u8]) {
+        assert!(start + bytes.len() <= self.len, "{start} + {} of {}", bytes.len(), self.len);
+        self.bytes[start..start + bytes.len()].copy_from_slice(bytes);
     }
 
     /// All that was appended.

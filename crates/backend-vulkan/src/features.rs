@@ -260,7 +260,7 @@ fn kind(device: vk::PhysicalDeviceType) -> DeviceKind {
     }
 }
 
-fn text(characters: &[std::ffi::c_char]) -> String {
+pub(crate) fn text(characters: &[std::ffi::c_char]) -> String {
     let bytes = characters.iter().map(|&character| character as u8).take_while(|&byte| byte != 0);
     String::from_utf8_lossy(&bytes.collect::<Vec<_>>()).into_owned()
 }

@@ -13,10 +13,12 @@ mod loaded;
 mod memory;
 mod pace;
 mod pipeline;
+#[doc(hidden)]
+pub mod pipelines;
 mod place;
 mod plan;
-mod prefetch;
 mod record;
+mod touch;
 mod trace;
 mod upload;
 

@@ -11,23 +11,22 @@ use tensor::{
     Segment, TraceSpan, WeightSource,
 };
 
-use crate::bandwidth::copy_bandwidth;
 use crate::commands::{Commands, barrier, host_barrier, record_dispatches};
 use crate::context::Context;
 use crate::decode::{Decoder, Target};
 use crate::dispatch::Dispatch;
-use crate::features::DeviceKind;
 use crate::kernel::attention::{Decode, Scratch, tiles};
-use crate::kernel::matmul::{Path, path};
+use crate::kernel::matmul::{Path, path, slices_bytes};
 use crate::kernel::matvec::COLUMNS_MAX;
 use crate::kernel::rope::{RopeAddresses, RopeTables};
+use crate::layout::Weight;
 use crate::memory::{Arena, Place, Slice};
 use crate::pace::Pace;
 use crate::pipeline::Pipelines;
 use crate::place::{Buffers, Placed};
 use crate::plan::{Rope, Setting, Step, plan};
-use crate::prefetch;
 use crate::record::{BatchAddresses, Counts, Recorder, attention_shape};
+use crate::touch;
 use crate::trace::Trace;
 use crate::upload::Uploader;
 
@@ -66,8 +65,6 @@ pub(crate) struct VulkanLoaded {
     scratch: Scratch,
     /// Whether passes over single tokens read nothing but the tokens: all their attention has a kernel for that.
     decodes_alone: bool,
-    /// Bytes per second of the device's memory; 0 where nobody asks.
-    bandwidth: f64,
     staging: Slice,
     download: Slice,
     pace: Pace,
@@ -81,8 +78,10 @@ struct BatchMemory {
     outputs: Slice,
     tiles: Slice,
     arrivals: Slice,
-    /// What no kernel writes.
+    /// A word that nobody reads.
     sink: Slice,
+    /// For products of matrices in slices.
+    slices: Slice,
 }
 
 impl BatchMemory {
@@ -96,6 +95,7 @@ impl BatchMemory {
             outputs: self.outputs.address,
             tiles: self.tiles.address,
             arrivals: self.arrivals.address,
+            slices: self.slices.address,
         }
     }
 }
@@ -113,11 +113,6 @@ impl VulkanLoaded {
         options: &LoadOptions,
     ) -> Result<VulkanLoaded, BackendError> {
         check(context, program, options)?;
-        // Before the memory is full.
-        let bandwidth = match context.features().kind {
-            DeviceKind::Discrete => copy_bandwidth(context)?,
-            DeviceKind::Integrated | DeviceKind::Virtual | DeviceKind::Software => 0.0,
-        };
         let plans: Vec<Vec<Step>> = settings(context, options).iter().map(|setting| plan(program, setting)).collect();
         let mut buffers = Buffers::new(context, program, options, &plans)?;
         let batch = BatchMemory {
@@ -126,6 +121,7 @@ impl VulkanLoaded {
             tiles: buffers.extra(16 * options.tokens_max)?,
             arrivals: buffers.extra(4 * widest(program).div_ceil(32))?,
             sink: buffers.extra(4)?,
+            slices: buffers.extra(slices_max(context, program, options))?,
         };
         let decoder = Decoder::new(context, program, options, &mut buffers)?;
         let scratch = attention_scratch(context, program, options, &mut buffers)?;
@@ -133,9 +129,9 @@ impl VulkanLoaded {
         let tables = rope_tables(program, options);
         let mut placed = Vec::new();
         for (rope, tables) in tables {
-            let fine = buffers.extra(tables.fine.len() * 8)?;
-            let coarse = buffers.extra(tables.coarse.len() * 8)?;
-            placed.push((rope, tables, fine, coarse));
+            let bytes = tables.bytes();
+            let slice = buffers.extra(bytes.len())?;
+            placed.push((rope, bytes, slice));
         }
         let mut upload = Arena::new(context, Place::Upload, 0);
         let staging = upload.allocate(batch.slices().iter().map(|slice| slice.size).sum(), "staging")?;
@@ -145,10 +141,9 @@ impl VulkanLoaded {
         clear(context, &mut commands, &buffers)?;
         upload_weights(context, pipelines, program, weights, &buffers)?;
         let mut ropes = HashMap::new();
-        for (rope, tables, fine, coarse) in placed {
-            write(context, &mut commands, bytemuck::cast_slice(&tables.fine), fine)?;
-            write(context, &mut commands, bytemuck::cast_slice(&tables.coarse), coarse)?;
-            ropes.insert(rope, RopeAddresses { fine: fine.address, coarse: coarse.address });
+        for (rope, bytes, slice) in placed {
+            write(context, &mut commands, &bytes, slice)?;
+            ropes.insert(rope, RopeAddresses::new(slice.address, rope.head_dim));
         }
         Ok(VulkanLoaded {
             commands,
@@ -164,7 +159,6 @@ impl VulkanLoaded {
             batch,
             scratch,
             decodes_alone,
-            bandwidth,
             staging,
             download,
             pace: Pace::new(context.features().kind),
@@ -183,7 +177,6 @@ impl VulkanLoaded {
             ropes: &self.ropes,
             batch: self.batch.addresses(),
             scratch: self.scratch,
-            bandwidth: self.bandwidth,
             sink: self.batch.sink.address,
         }
     }
@@ -335,8 +328,6 @@ struct Scene<'a> {
     ropes: &'a HashMap<Rope, RopeAddresses>,
     batch: BatchAddresses,
     scratch: Scratch,
-    /// Bytes per second of the device's memory.
-    bandwidth: f64,
     sink: u64,
 }
 
@@ -355,8 +346,9 @@ impl Scene<'_> {
             context: self.options.context_max,
             counts,
         };
-        let dispatches = recorder.dispatches(&plan(self.program, &setting));
-        prefetch::insert(self.context.features(), self.bandwidth, self.sink, dispatches)
+        let mut dispatches = recorder.dispatches(&plan(self.program, &setting));
+        touch::insert(self.context.features(), self.sink, &mut dispatches);
+        dispatches
     }
 }
 
@@ -428,7 +420,6 @@ impl Loaded for VulkanLoaded {
             ropes: &self.ropes,
             batch: self.batch.addresses(),
             scratch: self.scratch,
-            bandwidth: self.bandwidth,
             sink: self.batch.sink.address,
         };
         let mut target = Target {
@@ -480,7 +471,7 @@ fn check(context: &Context, program: &Program, options: &LoadOptions) -> Result<
 }
 
 /// The setting for a pass.
-fn setting(context: &Context, options: &LoadOptions, tokens: usize, outputs: usize) -> Setting {
+pub(crate) fn setting(context: &Context, options: &LoadOptions, tokens: usize, outputs: usize) -> Setting {
     Setting {
         precision: options.precision,
         integer_dot: context.features().integer_dot,
@@ -491,7 +482,7 @@ fn setting(context: &Context, options: &LoadOptions, tokens: usize, outputs: usi
 }
 
 /// Every setting that passes can have.
-fn settings(context: &Context, options: &LoadOptions) -> Vec<Setting> {
+pub(crate) fn settings(context: &Context, options: &LoadOptions) -> Vec<Setting> {
     let counts = |most: usize| [1, most].into_iter();
     counts(options.tokens_max)
         .flat_map(|tokens| counts(options.outputs_max).map(move |outputs| (tokens, outputs)))
@@ -529,6 +520,18 @@ fn attention_scratch(
         counters: buffers.extra(counters as usize)?.address,
         partial: buffers.extra(partial as usize)?.address,
     })
+}
+
+/// Bytes for products of matrices in slices; none where none are multiplied so.
+fn slices_max(context: &Context, program: &Program, options: &LoadOptions) -> usize {
+    if path(context.features(), options.precision, DType::F16) == Path::Plain {
+        return 0;
+    }
+    let weights = program.buffers().iter().filter_map(|buffer| match buffer.kind {
+        BufferKind::Weight { dtype, rows, columns } => Some(Weight { address: 0, dtype, rows, columns }),
+        BufferKind::Scratch { .. } | BufferKind::Cache { .. } => None,
+    });
+    weights.map(|weight| slices_bytes(&weight)).max().unwrap_or(0)
 }
 
 /// Elements of the widest activation.

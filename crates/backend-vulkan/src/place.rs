@@ -46,7 +46,19 @@ impl Buffers {
     ) -> Result<Buffers, BackendError> {
         let used = tensor::backend::required_memory(program, options);
         let expected = used.weights + used.caches + used.scratch;
-        let arena = Arena::new(context, Place::Device, expected + expected / 64);
+        Self::within(Arena::new(context, Place::Device, expected + expected / 64), program, options, plans)
+    }
+
+    /// As [`Buffers::new`], in an arena.
+    ///
+    /// # Errors
+    /// Memory that is not there.
+    pub(crate) fn within(
+        arena: Arena,
+        program: &Program,
+        options: &LoadOptions,
+        plans: &[Vec<Step>],
+    ) -> Result<Buffers, BackendError> {
         let forms: HashSet<(BufferId, Form)> = plans.iter().flatten().flat_map(other_forms).collect();
         let mut buffers = Buffers { placed: Vec::new(), arena, used: MemoryUse::default() };
         for (index, buffer) in program.buffers().iter().enumerate() {

@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use tensor::{BufferId, Op, Program, Rows};
 
 use crate::dispatch::Dispatch;
-use crate::features::{DeviceKind, Features};
+use crate::features::Features;
 use crate::kernel::attention::{Addresses, AttentionShape, Decode, Scratch, decode, prefill, prefill_matrix};
-use crate::kernel::cache_write::{CacheShape, cache_write};
+use crate::kernel::cache_write::cache_write;
 use crate::kernel::head_prepare::{HeadPrepare, head_prepare};
-use crate::kernel::matmul::{matmul, matmul_matrix, tile};
+use crate::kernel::matmul::{matmul, matmul_matrix, slices, tile};
 use crate::kernel::matvec::{COLUMNS_MAX, Gated, Input, gate_up, gated_tiling, matvec, shared_tiling, tiling};
 use crate::kernel::norm::{Output, Scale, norm};
 use crate::kernel::rope::{RopeAddresses, rope};
@@ -29,6 +29,8 @@ pub(crate) struct BatchAddresses {
     pub(crate) tiles: u64,
     /// A word for each block of 32 elements of the widest activation; zero between dispatches.
     pub(crate) arrivals: u64,
+    /// For products of matrices in slices.
+    pub(crate) slices: u64,
 }
 
 /// How much there is in a batch; a recording is made for it.
@@ -61,7 +63,41 @@ pub(crate) struct Recorder<'a> {
 impl Recorder<'_> {
     /// The dispatches of all steps, in order.
     pub(crate) fn dispatches(&self, steps: &[Step]) -> Vec<Dispatch> {
-        steps.iter().flat_map(|step| self.step(step)).collect()
+        let mut dispatches = Vec::new();
+        let mut rest = steps;
+        while let [step, after @ ..] = rest {
+            let fused = after.first().and_then(|next| self.prepare_and_attend(step, next));
+            let (made, left) = fused.map_or_else(|| (self.step(step), after), |made| (made, &after[1..]));
+            dispatches.extend(made);
+            rest = left;
+        }
+        dispatches
+    }
+
+    /// The preparation of heads and the attention right after it in one dispatch, in decoding.
+    fn prepare_and_attend(&self, step: &Step, next: &Step) -> Option<Vec<Dispatch>> {
+        let (Step::HeadPrepare { query, key, value, keys, values, rope }, Step::Attention { op, forms }) = (step, next)
+        else {
+            return None;
+        };
+        let Op::Attention { query: read, keys: same_keys, values: same_values, output, head_dim, .. } = *op else {
+            return None;
+        };
+        let same = (query.0, *keys, *values, rope.head_dim) == (read, same_keys, same_values, head_dim);
+        let apart = ![query.0, key.0, *value].contains(&output);
+        if !same || !apart || !self.is_last_reader(op, read) {
+            return None;
+        }
+        let prepare = self.prepared_heads(*query, *key, *value, [*keys, *values], *rope);
+        self.decode(op, *forms, Some(&prepare)).map(|dispatch| vec![dispatch])
+    }
+
+    /// Whether no op after `op` reads the buffer before it is written anew.
+    fn is_last_reader(&self, op: &Op, buffer: BufferId) -> bool {
+        let ops = self.program.ops();
+        let touches = |op: &&Op| op.reads().contains(&buffer) || op.writes() == buffer;
+        let is_read = |rest: &[Op]| rest.iter().find(touches).is_some_and(|next| next.reads().contains(&buffer));
+        ops.iter().enumerate().filter(|(_, other)| *other == op).all(|(at, _)| !is_read(&ops[at + 1..]))
     }
 
     fn step(&self, step: &Step) -> Vec<Dispatch> {
@@ -80,7 +116,8 @@ impl Recorder<'_> {
                 self.gate_up([*gate, *up], *input, *output, *form, *forms)
             }
             Step::HeadPrepare { query, key, value, keys, values, rope } => {
-                self.head_prepare(*query, *key, *value, [*keys, *values], *rope)
+                let arguments = self.prepared_heads(*query, *key, *value, [*keys, *values], *rope);
+                vec![head_prepare(self.features, &arguments, self.counts.tokens)]
             }
             Step::Attention { op, forms } => self.attention(op, *forms),
         }
@@ -175,8 +212,11 @@ impl Recorder<'_> {
         match form {
             _ if rows == 0 => vec![],
             Form::Halfs => {
-                let tile = tile(self.features, parts[0].0.dtype, rows);
-                matmul_matrix(self.features, &parts, self.buffers.halfs(input), rows, tile, 0)
+                let mut tile = tile(self.features, parts[0].0.dtype, rows);
+                if let [(weight, _)] = &parts[..] {
+                    tile.slices = slices(tile, weight);
+                }
+                matmul_matrix(self.features, &parts, self.buffers.halfs(input), rows, tile, self.batch.slices)
             }
             Form::Floats if rows > COLUMNS_MAX => {
                 vec![matmul(self.features, &parts, self.buffers.view(input), rows)]
@@ -204,12 +244,11 @@ impl Recorder<'_> {
         }
         let (gate, up) = (self.buffers.weight_of(gate), self.buffers.weight_of(up));
         let floats = self.buffers.view(output);
-        let (target, tiling) = match (forms.quants, self.features.kind) {
+        let dtype = gate.dtype;
+        let (target, tiling) = match (forms.quants, forms.floats) {
             (false, _) => (Gated::Floats(floats), shared_tiling(self.features, rows)),
-            (true, kind) if kind != DeviceKind::Discrete && !forms.floats => {
-                (Gated::Quantized(self.buffers.quants(output)), gated_tiling(self.features))
-            }
-            (true, _) => {
+            (true, false) => (Gated::Quantized(self.buffers.quants(output)), gated_tiling(self.features, dtype)),
+            (true, true) => {
                 let quantized = self.buffers.quants(output);
                 let target = Gated::Shared { quantized, floats, arrivals: self.batch.arrivals };
                 (target, shared_tiling(self.features, rows))
@@ -218,17 +257,17 @@ impl Recorder<'_> {
         vec![gate_up(self.features, gate, up, self.input(input, form), target, rows, tiling)]
     }
 
-    fn head_prepare(
+    fn prepared_heads(
         &self,
         (query, query_norm): (BufferId, Norm),
         (key, key_norm): (BufferId, Norm),
         value: BufferId,
         [keys, values]: [BufferId; 2],
         rope: Rope,
-    ) -> Vec<Dispatch> {
+    ) -> HeadPrepare {
         let (shape, keys) = self.buffers.cache_of(keys);
         let (_, values) = self.buffers.cache_of(values);
-        let arguments = HeadPrepare {
+        HeadPrepare {
             query: self.buffers.view(query),
             key: self.buffers.view(key),
             value: self.buffers.view(value),
@@ -241,32 +280,43 @@ impl Recorder<'_> {
             cache: shape,
             keys,
             values,
-        };
-        vec![head_prepare(self.features, &arguments, self.counts.tokens)]
+        }
     }
 
-    fn attention(&self, op: &Op, forms: Forms) -> Vec<Dispatch> {
+    /// Where an attention's operands are.
+    fn addresses(&self, op: &Op) -> Addresses {
         let Op::Attention { query, keys, values, output, .. } = *op else {
             unreachable!("the plan puts no other op here")
         };
-        let shape = attention_shape(self.buffers, op);
         let (_, keys) = self.buffers.cache_of(keys);
         let (_, values) = self.buffers.cache_of(values);
         let (query, target) = (self.buffers.view(query), self.buffers.view(output));
-        let addresses = Addresses { query: query.address, keys, values, output: target.address };
-        let Counts { tokens, tiles, single, .. } = self.counts;
-        let decoding = single.then(|| Decode::new(self.features, &shape, tokens, self.context)).flatten();
-        if let Some(plan) = decoding {
-            let quantized = forms.quants.then(|| self.buffers.quants(output));
-            let rows = (self.batch.tokens, tokens);
-            return vec![decode(self.features, (&plan, &shape), &addresses, rows, self.scratch, quantized)];
+        Addresses { query: query.address, keys, values, output: target.address }
+    }
+
+    /// Attention over single tokens, if this pass is about those and there is a kernel for their heads; `prepare` is to
+    /// be done before.
+    fn decode(&self, op: &Op, forms: Forms, prepare: Option<&HeadPrepare>) -> Option<Dispatch> {
+        let shape = attention_shape(self.buffers, op);
+        let Counts { tokens, single, .. } = self.counts;
+        let plan = single.then(|| Decode::new(self.features, &shape, tokens, self.context)).flatten()?;
+        let quantized = forms.quants.then(|| self.buffers.quants(op.writes()));
+        let (addresses, rows) = (self.addresses(op), (self.batch.tokens, tokens));
+        Some(decode(self.features, (&plan, &shape), &addresses, rows, self.scratch, quantized, prepare))
+    }
+
+    fn attention(&self, op: &Op, forms: Forms) -> Vec<Dispatch> {
+        if let Some(dispatch) = self.decode(op, forms, None) {
+            return vec![dispatch];
         }
+        let (shape, addresses) = (attention_shape(self.buffers, op), self.addresses(op));
+        let Counts { tokens, tiles, .. } = self.counts;
         let tile_table = self.batch.tiles;
         let matrix =
             self.matrices.then(|| prefill_matrix(self.features, &shape, &addresses, tile_table, tiles, tokens));
         let attention =
             matrix.flatten().unwrap_or_else(|| prefill(self.features, &shape, &addresses, tile_table, tiles, tokens));
-        let quantize = forms.quants.then(|| self.convert(output, Form::Quants)).into_iter().flatten();
+        let quantize = forms.quants.then(|| self.convert(op.writes(), Form::Quants)).into_iter().flatten();
         std::iter::once(attention).chain(quantize).collect()
     }
 }

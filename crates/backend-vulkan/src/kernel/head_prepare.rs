@@ -59,7 +59,7 @@ pub(crate) fn head_prepare(features: &Features, a: &HeadPrepare, rows: usize) ->
     kernel.workgroup = (HEADS * kernel.subgroup).min(kernel.workgroup);
     let heads_per_group = (kernel.workgroup / kernel.subgroup) as usize;
     let push = Push::default().address(a.query.address).address(a.key.address).address(a.value.address);
-    let push = push.address(a.query_weight).address(a.key_weight).address(a.tables.fine).address(a.tables.coarse);
+    let push = push.address(a.query_weight).address(a.key_weight).address(a.tables.fine);
     let push = push.address(a.tokens).address(a.keys).address(a.values);
     let push = push.number(a.query.pitch()).number(a.key.pitch()).number(a.value.pitch()).number(a.cache.ring);
     Dispatch {
@@ -71,7 +71,6 @@ pub(crate) fn head_prepare(features: &Features, a: &HeadPrepare, rows: usize) ->
         bytes: (rows * (4 * (2 * a.query.width + 2 * a.key.width) + 2 * a.cache.row_bytes())) as u64,
         operations: (rows * 8 * (a.query.width + a.key.width)) as u64,
         label: format!("head_prepare {rows}×({heads} + 2·{kv_heads})×{}", a.head_dim),
-        idle_microseconds: if rows <= 8 { 2.0 } else { 0.0 },
         ..Dispatch::default()
     }
 }
@@ -149,10 +148,7 @@ mod tests {
             key_weight: upload(bytemuck::cast_slice(&weights[1])).address,
             epsilon: EPSILON,
             head_dim,
-            tables: RopeAddresses {
-                fine: upload(bytemuck::cast_slice(&tables.fine)).address,
-                coarse: upload(bytemuck::cast_slice(&tables.coarse)).address,
-            },
+            tables: RopeAddresses::new(upload(&tables.bytes()).address, head_dim),
             tokens: upload(&token_table(&PLACES)).address,
             cache,
             keys: caches[0].address,

@@ -20,7 +20,7 @@ pub(crate) struct RopeTables {
     pub(crate) coarse: Vec<[f32; 2]>,
 }
 
-/// Where the two tables are in device memory.
+/// Where the tables are in device memory, as [`RopeTables::bytes`] gives them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RopeAddresses {
     /// Of [`RopeTables::fine`].
@@ -29,7 +29,19 @@ pub(crate) struct RopeAddresses {
     pub(crate) coarse: u64,
 }
 
+impl RopeAddresses {
+    /// Of tables for heads of `head_dim` at an address.
+    pub(crate) fn new(address: u64, head_dim: usize) -> RopeAddresses {
+        RopeAddresses { fine: address, coarse: address + (FINE * (head_dim / 2) * size_of::<[f32; 2]>()) as u64 }
+    }
+}
+
 impl RopeTables {
+    /// The fine table, then the coarse one.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        bytemuck::cast_slice(&[self.fine.as_slice(), self.coarse.as_slice()].concat()).to_vec()
+    }
+
     /// For positions below `context`; `base`, `divisor` and `head_dim` as in [`tensor::Op::Rope`].
     pub(crate) fn new(base: f32, divisor: f32, head_dim: usize, context: usize) -> RopeTables {
         let pairs = head_dim / 2;
@@ -91,10 +103,7 @@ mod tests {
                 let mut expected = random.normal(positions.len() * width, 5.0);
                 let values = lab.upload(&rows(&expected, width)).unwrap();
                 let tables = RopeTables::new(base, divisor, head_dim, 131_072);
-                let addresses = RopeAddresses {
-                    fine: lab.upload(bytemuck::cast_slice(&tables.fine)).unwrap().address,
-                    coarse: lab.upload(bytemuck::cast_slice(&tables.coarse)).unwrap().address,
-                };
+                let addresses = RopeAddresses::new(lab.upload(&tables.bytes()).unwrap().address, head_dim);
                 let tokens = lab.upload(&token_table(&positions.map(|position| (position, 0)))).unwrap();
                 let view = View { address: values.address, width };
                 let dispatch = rope(lab.features(), view, head_dim, addresses, tokens.address, positions.len());

@@ -2,6 +2,7 @@
 
 use tensor::DType;
 
+use super::super::head_prepare::{HeadPrepare, supports};
 use super::super::{Quantized, kernel};
 use super::{Addresses, AttentionShape};
 use crate::dispatch::{Dispatch, Push};
@@ -90,15 +91,18 @@ pub(crate) struct Scratch {
     /// Workgroups that have arrived, for each token and head of keys. They must be zero before the first launch; every
     /// launch leaves them zero.
     pub(crate) counters: u64,
-    /// Statistics and sums of each workgroup.
+    /// Statistics of each workgroup, then their sums, from a multiple of 256 bytes on.
     pub(crate) partial: u64,
 }
 
 /// Attention of `rows` tokens, each of whatever position and sequence `tokens` says, the address of a
 /// `{token, position, sequence, 0}` for each.
 ///
+/// With `prepare`, queries, keys and values are as the projections left them: what
+/// [`super::super::head_prepare::head_prepare`] does is done first, but that the prepared queries are written nowhere.
+///
 /// # Panics
-/// If a result in 8 bits is asked for and heads are no multiple of 32.
+/// If a result in 8 bits is asked for and heads are no multiple of 32, or `prepare` is about other heads and caches.
 pub(crate) fn decode(
     features: &Features,
     (plan, shape): (&Decode, &AttentionShape),
@@ -106,40 +110,69 @@ pub(crate) fn decode(
     (tokens, rows): (u64, usize),
     scratch: Scratch,
     quantized: Option<Quantized>,
+    prepare: Option<&HeadPrepare>,
 ) -> Dispatch {
     assert!(quantized.is_none() || shape.head_dim.is_multiple_of(32), "blocks of 32 in heads of {}", shape.head_dim);
     let mut kernel = kernel(features, shape.cache().shader("attention_decode"), shape.constants());
     kernel.workgroup = plan.workgroup;
+    let epsilon = prepare.map_or(0.0, |prepare| prepare.epsilon);
     kernel.constants.extend([plan.team, u32::from(quantized.is_some()), plan.step]);
-    let [statistics, _] = plan.parts(shape, rows);
+    kernel.constants.extend([u32::from(prepare.is_some()), epsilon.to_bits()]);
     let Scratch { counters, partial } = scratch;
     let push = Push::default().address(a.query).address(a.keys).address(a.values).address(a.output).address(tokens);
-    let push = push.address(counters).address(partial).address(partial + statistics);
+    let push = push.address(counters).address(partial);
     let Quantized { values, sums } = quantized.unwrap_or(Quantized { values: 0, sums: 0 });
-    let push = push.address(values).address(sums).number(shape.pitch()).number(shape.ring);
+    let raw = raw_heads(shape, a, prepare);
+    let push = raw.into_iter().fold(push.address(values).address(sums), Push::address);
+    let push = push.number(shape.pitch()).number(shape.ring);
+    let mut reads = vec![a.query, a.keys, a.values, tokens];
     let mut writes = vec![a.output, counters, partial];
     writes.extend(quantized.into_iter().flat_map(|quantized| [quantized.values, quantized.sums]));
+    if let Some(prepare) = prepare {
+        reads.extend([prepare.key.address, prepare.value.address]);
+        writes.extend([a.keys, a.values]);
+    }
+    let prepared = if prepare.is_some() { "_prepare" } else { "" };
     Dispatch {
         kernel,
         groups: [plan.splits as u32, shape.kv_heads as u32, rows as u32],
         push: push.number(shape.window_or_all()).float(shape.scale_log2()),
-        reads: vec![a.query, a.keys, a.values, tokens],
+        reads,
         writes,
         // Of the queries and results alone: how much of the caches is read only the device knows.
         bytes: (2 * 4 * rows * shape.heads * shape.head_dim) as u64,
         operations: 0,
-        label: shape.label("decode", rows),
-        idle_microseconds: if rows <= 8 { 4.0 } else { 0.0 },
+        label: shape.label(&format!("decode{prepared}"), rows),
         ..Dispatch::default()
     }
+}
+
+/// Addresses of key, value, the weights of the norms of queries and keys, and the tables of angles.
+fn raw_heads(shape: &AttentionShape, a: &Addresses, prepare: Option<&HeadPrepare>) -> [u64; 5] {
+    let Some(prepare) = prepare else { return [0; 5] };
+    let (query, kv_width) = (prepare.query, shape.kv_heads * shape.head_dim);
+    assert!(supports(shape.head_dim, shape.cache_dtype), "heads of {} in {}", shape.head_dim, shape.cache_dtype);
+    assert_eq!((prepare.head_dim, prepare.cache), (shape.head_dim, shape.cache()));
+    assert_eq!((query.address, prepare.keys, prepare.values), (a.query, a.keys, a.values));
+    assert_eq!(
+        (query.width, prepare.key.width, prepare.value.width),
+        (shape.heads * shape.head_dim, kv_width, kv_width)
+    );
+    let HeadPrepare { key, value, query_weight, key_weight, tables, .. } = *prepare;
+    [key.address, value.address, query_weight, key_weight, tables.fine]
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::{CASES, Experiment, SEGMENTS};
     use super::*;
-    use crate::kernel::attention::testing::token_table;
+    use crate::kernel::View;
+    use crate::kernel::attention::testing::{Random, rows, token_table, unpad};
+    use crate::kernel::cache_write::cache_write;
+    use crate::kernel::head_prepare::head_prepare;
+    use crate::kernel::rope::{RopeAddresses, RopeTables};
     use crate::lab::Lab;
+    use crate::memory::Slice;
 
     #[test]
     fn results_are_those_of_the_reference_run_after_run() {
@@ -155,7 +188,7 @@ mod tests {
                 let partial = lab.upload(&vec![0xff; plan.partial_bytes(shape, rows) as usize]).unwrap().address;
                 let scratch = Scratch { counters: counters.address, partial };
                 let what = (&plan, shape);
-                let dispatch = decode(lab.features(), what, &experiment.addresses, (tokens, rows), scratch, None);
+                let dispatch = decode(lab.features(), what, &experiment.addresses, (tokens, rows), scratch, None, None);
                 lab.run(&[dispatch.clone(), dispatch.clone(), dispatch]).unwrap();
                 experiment.check(&mut lab);
                 let counters = lab.download(counters, Decode::counter_bytes(shape, rows) as usize).unwrap();
@@ -179,7 +212,7 @@ mod tests {
         let meta = lab.upload(&vec![0; rows * width / 16 * 8]).unwrap();
         let quantized = Some(Quantized { values: values.address, sums: meta.address });
         let dispatch =
-            decode(lab.features(), (&plan, shape), &experiment.addresses, (tokens, rows), scratch, quantized);
+            decode(lab.features(), (&plan, shape), &experiment.addresses, (tokens, rows), scratch, quantized, None);
         lab.run(&[dispatch]).unwrap();
         experiment.check(&mut lab);
         let output = experiment.output(&mut lab);
@@ -192,6 +225,134 @@ mod tests {
             assert_eq!(bytemuck::cast_slice::<u8, i8>(&values[index * 16..][..16]), expected);
             let sum: i32 = expected.iter().map(|&value| i32::from(value)).sum();
             assert_eq!(*meta, [scale, scale * sum as f32]);
+        }
+    }
+
+    /// Heads of queries, heads of keys, size of a head, window, format of the caches.
+    const FUSED: [(usize, usize, usize, Option<usize>, DType); 9] = [
+        (4, 1, 64, None, DType::F32),
+        (4, 1, 64, Some(1), DType::F16),
+        (2, 1, 64, Some(33), DType::Q8_0),
+        (4, 2, 128, None, DType::F16),
+        (2, 2, 128, Some(64), DType::Q8_0),
+        (3, 3, 128, None, DType::F32),
+        (4, 1, 256, Some(20), DType::F16),
+        (4, 2, 256, None, DType::Q8_0),
+        (9, 1, 64, Some(70), DType::F32),
+    ];
+
+    /// The first position, a few, a wrapped ring, and the last of a block.
+    const PLACES: [(usize, usize); 4] = [(0, 1), (6, 3), (299, 0), (127, 2)];
+
+    /// Heads as the projections leave them, and caches of all before: what two ways of attention start from.
+    struct Start {
+        shape: AttentionShape,
+        /// Queries, keys and values.
+        heads: [Vec<f32>; 3],
+        /// Of the norms of queries and keys.
+        weights: [u64; 2],
+        tables: RopeAddresses,
+        tokens: u64,
+        /// For each place keys and values of all positions before it that are still there.
+        cached: [[Vec<f32>; 2]; PLACES.len()],
+    }
+
+    impl Start {
+        fn new(lab: &mut Lab, seed: u64, index: usize) -> Start {
+            let (heads, kv_heads, head_dim, window, cache_dtype) = FUSED[index];
+            let ring = window.map_or(300, |window| window + 2);
+            let shape = AttentionShape { heads, kv_heads, head_dim, window, scale: 0.1, cache_dtype, ring };
+            let mut random = Random(seed);
+            let kv_width = kv_heads * head_dim;
+            let heads = [(heads * head_dim, 2.0), (kv_width, 3.0), (kv_width, 4.0)]
+                .map(|(width, deviation)| random.normal(PLACES.len() * width, deviation));
+            let weights = [(); 2].map(|()| random.normal(head_dim, 1.0));
+            let weights = weights.map(|weight| lab.upload(bytemuck::cast_slice(&weight)).unwrap().address);
+            let tables = RopeTables::new(10_000.0, 1.0, head_dim, 300).bytes();
+            let tables = RopeAddresses::new(lab.upload(&tables).unwrap().address, head_dim);
+            let tokens = lab.upload(&token_table(&PLACES)).unwrap().address;
+            let before = |position: usize| position.min(ring - 1) * kv_width;
+            let cached = PLACES.map(|(position, _)| [1.0, 4.0].map(|size| random.normal(before(position), size)));
+            Start { shape, heads, weights, tables, tokens, cached }
+        }
+
+        /// The keys, or the values; not a number where nothing was written.
+        fn cache(&self, lab: &mut Lab, which: usize) -> Slice {
+            let (shape, width) = (self.shape.cache(), self.shape.kv_heads * self.shape.head_dim);
+            let cache = lab.upload(&vec![0xff; shape.bytes(PLACES.len()) as usize]).unwrap();
+            let mut dispatches = Vec::new();
+            for ((position, sequence), values) in PLACES.into_iter().zip(&self.cached) {
+                let count = values[which].len() / width;
+                let places: Vec<_> = (position - count..position).map(|before| (before, sequence)).collect();
+                if count > 0 {
+                    let input = View { address: lab.upload(&rows(&values[which], width)).unwrap().address, width };
+                    let tokens = lab.upload(&token_table(&places)).unwrap().address;
+                    dispatches.push(cache_write(lab.features(), shape, input, cache.address, tokens, count));
+                }
+            }
+            lab.run(&dispatches).unwrap();
+            cache
+        }
+
+        /// The results, and the bytes of the caches after that.
+        fn outcome(&self, lab: &mut Lab, fused: bool) -> (Vec<f32>, [Vec<u8>; 2]) {
+            let (shape, tokens) = (&self.shape, PLACES.len());
+            let caches = [0, 1].map(|which| self.cache(lab, which));
+            let [query, key, value] = self.heads.each_ref().map(|values| {
+                let width = values.len() / tokens;
+                View { address: lab.upload(&rows(values, width)).unwrap().address, width }
+            });
+            let prepare = HeadPrepare {
+                query,
+                key,
+                value,
+                query_weight: self.weights[0],
+                key_weight: self.weights[1],
+                epsilon: 1e-6,
+                head_dim: shape.head_dim,
+                tables: self.tables,
+                tokens: self.tokens,
+                cache: shape.cache(),
+                keys: caches[0].address,
+                values: caches[1].address,
+            };
+            // As for few tokens, so that positions are split.
+            let plan = Decode::new(lab.features(), shape, 1, 300).unwrap();
+            let counters = lab.upload(&vec![0; Decode::counter_bytes(shape, tokens) as usize]).unwrap().address;
+            let partial = lab.upload(&vec![0xff; plan.partial_bytes(shape, tokens) as usize]).unwrap().address;
+            let output = lab.upload(&vec![0; tokens * shape.pitch() * 4]).unwrap();
+            let HeadPrepare { keys, values, .. } = prepare;
+            let addresses = Addresses { query: query.address, keys, values, output: output.address };
+            let (what, scratch) = ((&plan, shape), Scratch { counters, partial });
+            let with = fused.then_some(&prepare);
+            let attention = decode(lab.features(), what, &addresses, (self.tokens, tokens), scratch, None, with);
+            // Twice fused: it leaves what it starts from but the caches' new rows, and those become the same.
+            let dispatches = match fused {
+                true => [attention.clone(), attention],
+                false => [head_prepare(lab.features(), &prepare, tokens), attention],
+            };
+            lab.run(&dispatches).unwrap();
+            let output = lab.download(output, tokens * shape.pitch() * 4).unwrap();
+            let bytes = shape.cache().bytes(tokens) as usize;
+            (unpad(&output, query.width), caches.map(|cache| lab.download(cache, bytes).unwrap()))
+        }
+    }
+
+    #[test]
+    fn heads_may_be_prepared_on_the_way() {
+        let Some(mut lab) = Lab::for_tests() else { return };
+        for index in 0..FUSED.len() {
+            let start = Start::new(&mut lab, 8 + index as u64, index);
+            let (expected, caches) = start.outcome(&mut lab, false);
+            let (found, fused_caches) = start.outcome(&mut lab, true);
+            assert!(caches == fused_caches, "the caches of {:?} differ", start.shape);
+            // Scores are the same to a few roundings, the order of sums is not.
+            let largest = expected.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+            let bound = 8.0 * f32::EPSILON * largest;
+            for (index, (found, expected)) in found.into_iter().zip(expected).enumerate() {
+                let shape = &start.shape;
+                assert!((found - expected).abs() <= bound, "{shape:?} {index}: {found}, expected {expected} ± {bound}");
+            }
         }
     }
 

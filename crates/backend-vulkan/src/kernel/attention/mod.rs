@@ -135,7 +135,7 @@ mod tests {
     fn every_kernel(features: &Features, shape: &AttentionShape) -> Vec<Dispatch> {
         let [query, key] =
             [shape.heads, shape.kv_heads].map(|heads| View { address: 0, width: heads * shape.head_dim });
-        let tables = RopeAddresses { fine: 0, coarse: 0 };
+        let tables = RopeAddresses::new(0, shape.head_dim);
         let arguments = HeadPrepare {
             query,
             key,
@@ -153,12 +153,14 @@ mod tests {
         let addresses = Addresses { query: 0, keys: 0, values: 0, output: 0 };
         let plan = Decode::new(features, shape, 1, 8192).expect("a fast path");
         let quantized = Some(crate::kernel::Quantized { values: 0, sums: 0 });
+        let scratch = Scratch { counters: 0, partial: 0 };
         let mut dispatches = vec![
             rope(features, query, shape.head_dim, tables, 0, 1),
             cache_write(features, shape.cache(), key, 0, 0, 1),
             head_prepare(features, &arguments, 1),
             prefill(features, shape, &addresses, 0, 1, 1),
-            decode(features, (&plan, shape), &addresses, (0, 1), Scratch { counters: 0, partial: 0 }, quantized),
+            decode(features, (&plan, shape), &addresses, (0, 1), scratch, quantized, None),
+            decode(features, (&plan, shape), &addresses, (0, 1), scratch, quantized, Some(&arguments)),
         ];
         dispatches.extend(prefill_matrix(features, shape, &addresses, 0, 1, 1));
         dispatches

@@ -39,6 +39,33 @@ const TILES: [Tile; 12] = [
     Tile { slices: 3, ..variant(128, 128, 32, (64, 32), 2) },
 ];
 
+/// The same for few tokens, as single products.
+const NARROW_SHAPES: [(usize, &[usize]); 4] = [(5376, &[8192]), (4096, &[5376]), (5376, &[43_008]), (21504, &[5376])];
+
+const fn narrow(outputs: usize, step: usize, sub_outputs: usize, buffers: usize, slices: usize) -> Tile {
+    Tile { tokens: 16, outputs, step, sub: (16, sub_outputs), buffers, slices }
+}
+
+/// For at most 16 tokens, for subgroups of 32.
+const NARROW: [Tile; 16] = [
+    narrow(64, 64, 16, 1, 1),
+    narrow(64, 64, 16, 2, 1),
+    narrow(64, 64, 16, 1, 2),
+    narrow(64, 64, 16, 1, 4),
+    narrow(64, 64, 16, 1, 8),
+    narrow(64, 64, 16, 1, 16),
+    narrow(64, 64, 16, 2, 4),
+    narrow(128, 64, 16, 1, 1),
+    narrow(128, 64, 16, 1, 2),
+    narrow(128, 64, 16, 1, 4),
+    narrow(128, 64, 16, 1, 8),
+    narrow(128, 64, 16, 2, 4),
+    narrow(128, 64, 32, 1, 4),
+    narrow(128, 32, 16, 1, 4),
+    narrow(32, 64, 16, 1, 8),
+    narrow(256, 64, 32, 1, 4),
+];
+
 const TO_HALF: &str = "to half";
 
 /// Numbers by counter.
@@ -193,14 +220,15 @@ impl Bench {
 pub fn measure(index: Option<usize>, tokens: usize, plain: bool, out: &mut dyn Write) -> Result<(), BackendError> {
     let features = Lab::open(index)?.features().clone();
     let _ = writeln!(out, "{features:?}");
-    for dtype in FORMATS {
-        for (columns, rows) in SHAPES {
+    for &dtype in if tokens <= 16 { &FORMATS[..2] } else { &FORMATS[..] } {
+        for (columns, rows) in if tokens <= 16 { NARROW_SHAPES } else { SHAPES } {
             // A lab for each, because its memory is freed as a whole.
             let mut lab = Lab::open(index)?;
             let bench = Bench::new(&mut lab, dtype, columns, rows, tokens)?;
             let convert = to_half(&features, bench.input, bench.halves, tokens);
             bench.line(&mut lab, TO_HALF, &[convert], out)?;
-            for tile in TILES {
+            let tiles = if tokens <= 16 { &NARROW[..] } else { &TILES[..] };
+            for &tile in tiles {
                 let fits = tile.shared_bytes() <= features.shared_bytes as usize;
                 if features.matrix_f16.is_none() || !fits || tile.slices > 1 && rows.len() > 1 {
                     continue;

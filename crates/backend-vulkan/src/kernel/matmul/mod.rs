@@ -118,17 +118,39 @@ fn matrix_subgroup(features: &Features) -> Option<u32> {
 }
 
 /// The tile for a number of tokens. Weights whose scales cost much to decode get wide tiles, so that they are decoded
-/// less often (measured: `docs/vulkan-notes.md`).
+/// less often (measured: `docs/vulkan-notes.md`); not on AMD, where matrix instructions want their operands twice, so that
+/// such a tile does not fit into the registers.
 pub(crate) fn tile(features: &Features, dtype: DType, tokens: usize) -> Tile {
     let wide = matrix_subgroup(features) == Some(64);
-    let costly = matches!(dtype, DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K);
+    let amd = features.subgroup_range == (32, 64);
+    let costly = !amd && matches!(dtype, DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K);
     match (tokens, wide) {
+        (..=16, false) => Tile { tokens: 16, outputs: 64, step: 64, sub: (16, 16), buffers: 1, slices: 1 },
         (..=64, false) => Tile { tokens: 64, outputs: 128, step: 64, sub: (32, 32), buffers: 1, slices: 1 },
         (..=64, true) => Tile { tokens: 64, outputs: 128, step: 32, sub: (32, 64), buffers: 2, slices: 1 },
         (_, false) if costly => Tile { tokens: 128, outputs: 256, step: 32, sub: (64, 64), buffers: 1, slices: 1 },
         (_, false) => Tile { tokens: 128, outputs: 128, step: 64, sub: (64, 32), buffers: 1, slices: 1 },
         (_, true) => Tile { tokens: 128, outputs: 128, step: 32, sub: (64, 64), buffers: 2, slices: 1 },
     }
+}
+
+/// Rows of the widest weight whose columns are sliced.
+const SLICED_ROWS_MAX: usize = 16_384;
+
+/// Most slices.
+const SLICES_MAX: usize = 16;
+
+/// Slices of the columns for a product of so few tokens that its tiles don't fill a device.
+pub(crate) fn slices(tile: Tile, weight: &Weight) -> usize {
+    match tile.tokens <= 16 && weight.rows <= SLICED_ROWS_MAX {
+        true => (weight.columns / tile.step / 16).clamp(1, SLICES_MAX),
+        false => 1,
+    }
+}
+
+/// Bytes of scratch memory for slices of a product with a weight.
+pub(crate) fn slices_bytes(weight: &Weight) -> usize {
+    if weight.rows <= SLICED_ROWS_MAX { SLICES_MAX * 16 * super::pitch(weight.rows) * 4 } else { 0 }
 }
 
 /// Up to [`PRODUCTS_MAX`] products with one input, with matrix instructions. The weights have one format, which is not

@@ -73,10 +73,10 @@ pub(crate) fn tiling(features: &Features, dtype: DType, rows: usize, units: usiz
         return tiling;
     }
     if rows >= WANTED {
-        let costly = matches!(dtype, DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K);
-        return match units >= 8 * features.subgroup as usize {
-            true if !costly => Tiling { rows: 2, split: 1, subgroups: 1, unroll: 2 },
-            _ => Tiling { rows: if costly { 2 } else { 1 }, split: 1, subgroups, unroll: 1 },
+        return match (is_costly(dtype), units >= 8 * features.subgroup as usize) {
+            (false, false) => Tiling { rows: 1, split: 1, subgroups, unroll: 1 },
+            (false, true) => Tiling { rows: 2, split: 1, subgroups: 1, unroll: 2 },
+            (true, _) => Tiling { rows: 2, split: 1, subgroups, unroll: 2 },
         };
     }
     let mut split = 1;
@@ -88,9 +88,15 @@ pub(crate) fn tiling(features: &Features, dtype: DType, rows: usize, units: usiz
 }
 
 /// The tiling for gate and up whose rows are whole blocks of 32 for a workgroup, so that it can quantize them.
-pub(crate) fn gated_tiling(features: &Features) -> Tiling {
-    let subgroups = (512 / features.subgroup).clamp(1, 32).min(features.workgroup_max / features.subgroup);
+pub(crate) fn gated_tiling(features: &Features, dtype: DType) -> Tiling {
+    let lanes = if is_costly(dtype) { 256 } else { 512 };
+    let subgroups = (lanes / features.subgroup).clamp(1, 32).min(features.workgroup_max / features.subgroup);
     Tiling { rows: 32u32.div_ceil(subgroups), split: 1, subgroups, unroll: 1 }
+}
+
+/// Whether a unit's scales take more work than its quants, so that a lane better has several rows at hand.
+fn is_costly(dtype: DType) -> bool {
+    matches!(dtype, DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K)
 }
 
 /// The tiling for gate and up where workgroups share blocks.

@@ -1,0 +1,263 @@
+//! Every pipeline that the engine makes for the published models, compiled but not run: what the compiler of a driver
+//! makes of the shaders can be looked at without the driver's device.
+
+mod model;
+mod statistics;
+
+use std::collections::HashMap;
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
+
+use ash::vk;
+use tensor::{BackendError, BufferId, DType, LoadOptions, Op, Precision, Program};
+
+use crate::context::Context;
+use crate::dispatch::Dispatch;
+use crate::kernel::View;
+use crate::kernel::attention::Scratch;
+use crate::kernel::rope::RopeAddresses;
+use crate::kernel::sample::{Rows, SamplePlan, Sampler};
+use crate::layout::{repack, unit_len};
+use crate::loaded::{CACHE_DTYPES, setting, settings};
+use crate::memory::{Arena, Place};
+use crate::pipeline::{Kernel, Pipelines, create};
+use crate::place::Buffers;
+use crate::plan::{Rope, plan};
+use crate::record::{BatchAddresses, Counts, Recorder};
+use model::{SHAPES, Shape};
+
+/// Tokens and output rows of the passes whose pipelines are compiled, and whether every token is of its own sequence.
+const PASSES: [(usize, usize, bool); 8] = [
+    (1, 1, true),
+    (2, 2, true),
+    (4, 4, true),
+    (8, 8, true),
+    // The end of a prompt, a short one, a long one, and one whose logits are all wanted.
+    (4, 1, false),
+    (64, 1, false),
+    (512, 1, false),
+    (512, 512, false),
+];
+
+/// What is said of a compiled pipeline.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// Name of the shader's variant.
+    pub name: String,
+    /// Its specialization constants by name, but for the subgroup's size.
+    pub specialization: Vec<(&'static str, u32)>,
+    /// Invocations of a subgroup.
+    pub subgroup: u32,
+    /// Subgroups that a SIMD of an AMD device has to hold at once, so that they hide each other's waits.
+    pub declared_waves: u32,
+    /// The driver's statistics by the driver's names.
+    pub statistics: Vec<(String, u64)>,
+    /// Whether its loop decodes weights, so that its time per weight counts.
+    pub hot_loop: bool,
+    /// Weights that one lane decodes in an iteration of the loop, where one is decoded for each time it is read.
+    pub weights_per_iteration: Option<u32>,
+    /// The machine code as text; empty if the driver gives none.
+    pub assembly: String,
+}
+
+/// Compiles every pipeline for the published sizes of Gemma 3 and gives each to `found`. `index` chooses the device.
+/// The number of pipelines is returned.
+///
+/// The device is not closed: a driver without its device, as RADV's null device is, can't wait for it to be idle.
+///
+/// # Errors
+/// No device, one that says nothing about its pipelines, or a pipeline that can't be compiled.
+pub fn compile(index: Option<usize>, found: &mut dyn FnMut(&Compiled)) -> Result<usize, BackendError> {
+    let context = ManuallyDrop::new(Context::open(index)?);
+    if !context.features().pipeline_statistics {
+        return Err(BackendError::Unsupported {
+            device: context.features().name.clone(),
+            problem: "its driver says nothing about pipelines (`VK_KHR_pipeline_executable_properties` is missing)\n\n\
+                      hint: a newer driver may have it"
+                .into(),
+        });
+    }
+    let mut count = 0;
+    for subgroup in subgroups(&context) {
+        let context = ManuallyDrop::new(with_subgroup(index, subgroup)?);
+        let pipelines = ManuallyDrop::new(Pipelines::new(&context)?);
+        for kernel in kernels(&context, &SHAPES, &DType::ALL) {
+            let failure = |error| context.failure(&format!("compiling `{}`", kernel.shader), error);
+            let compiled = compile_one(&context, pipelines.layout, &kernel).map_err(failure)?;
+            found(&compiled);
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+/// The sizes of subgroups to compile for: both of an AMD device, otherwise the device's.
+fn subgroups(context: &Context) -> Vec<u32> {
+    let features = context.features();
+    let (fewest, most) = features.subgroup_range;
+    if (fewest..=most).contains(&32) && most == 64 { vec![32, 64] } else { vec![features.subgroup] }
+}
+
+/// A device that is taken for one of subgroups of a size.
+fn with_subgroup(index: Option<usize>, subgroup: u32) -> Result<Arc<Context>, BackendError> {
+    let mut context = Context::open(index)?;
+    Arc::get_mut(&mut context).expect("nobody else has it yet").info.features.subgroup = subgroup;
+    Ok(context)
+}
+
+/// The distinct kernels of passes over models of these sizes with weights in these formats.
+pub(crate) fn kernels(context: &Arc<Context>, shapes: &[Shape], dtypes: &[DType]) -> Vec<Kernel> {
+    let mut kernels: Vec<Kernel> = Vec::new();
+    for (&shape, &dtype) in shapes.iter().flat_map(|shape| dtypes.iter().map(move |dtype| (shape, dtype))) {
+        let (program, logits) = model::program(shape, dtype);
+        for precision in [Precision::Fast, Precision::F32] {
+            for cache_dtype in CACHE_DTYPES {
+                let options = options(precision, cache_dtype);
+                for dispatch in dispatches(context, &program, logits, &options) {
+                    kernels.push(dispatch.kernel);
+                }
+            }
+        }
+    }
+    kernels.push(repack(context.features(), 0, 0, DType::Q4_0, 1, 256).kernel);
+    kernels.sort_by(|a, b| key(a).cmp(&key(b)));
+    kernels.dedup();
+    kernels
+}
+
+fn key(kernel: &Kernel) -> (&str, &[u32], u32) {
+    (&kernel.shader, &kernel.constants, kernel.workgroup)
+}
+
+fn options(precision: Precision, cache_dtype: DType) -> LoadOptions {
+    LoadOptions {
+        tokens_max: 512,
+        outputs_max: 512,
+        sequences_max: 8,
+        context_max: 8192,
+        cache_dtype,
+        precision,
+        threads: None,
+    }
+}
+
+/// What all of [`PASSES`] dispatch, at addresses of nothing.
+fn dispatches(context: &Arc<Context>, program: &Program, logits: BufferId, options: &LoadOptions) -> Vec<Dispatch> {
+    let features = context.features();
+    let plans: Vec<_> = settings(context, options).iter().map(|setting| plan(program, setting)).collect();
+    let arena = Arena::new(context, Place::Nowhere, 0);
+    let buffers = Buffers::within(arena, program, options, &plans).expect("addresses are there without end");
+    let ropes = ropes(program);
+    let mut all = Vec::new();
+    for (tokens, outputs, single) in PASSES {
+        let setting = setting(context, options, tokens, outputs);
+        let recorder = Recorder {
+            features,
+            program,
+            buffers: &buffers,
+            ropes: &ropes,
+            batch: BatchAddresses { tokens: 0, outputs: 0, tiles: 0, arrivals: 0, slices: 0 },
+            matrices: setting.matrices,
+            scratch: Scratch { counters: 0, partial: 0 },
+            context: options.context_max,
+            counts: Counts { tokens, outputs, tiles: tokens.div_ceil(32), single },
+        };
+        all.extend(recorder.dispatches(&plan(program, &setting)));
+    }
+    all.extend(samples(context, buffers.view(logits)));
+    all
+}
+
+fn samples(context: &Context, logits: View) -> Vec<Dispatch> {
+    let sampler = Sampler::new(context.features(), 0, 1, logits.width);
+    let rows = Rows { settings: 0, tokens: 0, occurred: 0, results: 0 };
+    sampler.dispatches(context.features(), SamplePlan::Any, logits, &rows, 1)
+}
+
+fn ropes(program: &Program) -> HashMap<Rope, RopeAddresses> {
+    let rope = |op: &Op| match *op {
+        Op::Rope { head_dim, base, position_divisor, .. } => Some(Rope { head_dim, base, position_divisor }),
+        _ => None,
+    };
+    program.ops().iter().filter_map(rope).map(|rope| (rope, RopeAddresses { fine: 0, coarse: 0 })).collect()
+}
+
+fn compile_one(context: &Context, layout: vk::PipelineLayout, kernel: &Kernel) -> Result<Compiled, vk::Result> {
+    let flags =
+        vk::PipelineCreateFlags::CAPTURE_STATISTICS_KHR | vk::PipelineCreateFlags::CAPTURE_INTERNAL_REPRESENTATIONS_KHR;
+    let pipeline = create(context, layout, vk::PipelineCache::null(), kernel, flags)?;
+    let found = statistics::find(context, pipeline);
+    // SAFETY: the pipeline was made above and never ran.
+    unsafe { context.raw.destroy_pipeline(pipeline, None) };
+    let (statistics, assembly) = found?;
+    let weights_per_iteration = weights_per_iteration(kernel);
+    Ok(Compiled {
+        name: kernel.shader.clone(),
+        specialization: specialization(kernel),
+        subgroup: kernel.subgroup,
+        declared_waves: declared_lanes(&kernel.shader) / kernel.subgroup,
+        statistics,
+        hot_loop: weights_per_iteration.is_some() || kernel.shader.contains("_matrix"),
+        weights_per_iteration,
+        assembly,
+    })
+}
+
+/// The file that a variant of a shader is made of.
+fn stem(shader: &str) -> &str {
+    shader.split('.').next().unwrap_or(shader)
+}
+
+/// Names of a shader's own constants, from number 2 on.
+fn constants(shader: &str) -> &'static [&'static str] {
+    match stem(shader) {
+        "matvec" | "matvec_floats" => &["ROWS", "COLUMNS", "SPLIT", "EPILOGUE", "UNROLL"],
+        "matmul" => &["TILE_TOKENS", "TILE_OUTPUTS", "OWN"],
+        "matmul_matrix" => &["TILE_TOKENS", "TILE_OUTPUTS", "STEP", "SUB_TOKENS", "SUB_OUTPUTS", "BUFFERS"],
+        "norm" => &["HELD", "ADDS", "WRITES_FLOATS", "WRITES_QUANTS"],
+        "attention_decode" => &["CACHE_WIDTH", "HEAD_DIM", "GROUP", "TEAM", "QUANTIZE", "STEP"],
+        "attention_prefill" => &["CACHE_WIDTH", "HEAD_DIM", "GROUP", "HEADS", "UNROLL"],
+        "attention_prefill_matrix" => &["CACHE_WIDTH", "HEAD_DIM", "GROUP", "HEADS", "COLUMN_GROUPS"],
+        "head_prepare" => &["CACHE_WIDTH", "HEAD_DIM", "HEADS", "KV_HEADS"],
+        "cache_write" => &["CACHE_WIDTH"],
+        "rope" => &["HALF"],
+        _ => &[],
+    }
+}
+
+fn specialization(kernel: &Kernel) -> Vec<(&'static str, u32)> {
+    let own = constants(&kernel.shader).iter().copied().zip(kernel.constants.iter().copied());
+    std::iter::once(("WORKGROUP", kernel.workgroup)).chain(own).collect()
+}
+
+/// Lanes that a SIMD of an AMD device has to hold at once for a shader to be as fast as it was meant to be.
+///
+/// A SIMD of RDNA 3 holds 16 subgroups of 32 lanes at most, and 1024 registers for 32 lanes on gfx1103. There are 24
+/// SIMDs in a Radeon 780M; at 89.6 GB/s and about a microsecond until a load is back, 89.6 KB must be on the way, 3.7
+/// KB to a SIMD. 8 subgroups of 32 lanes with one load of 16 bytes each are 4 KB.
+fn declared_lanes(shader: &str) -> u32 {
+    match stem(shader) {
+        // Bound by memory: as above.
+        "matvec" | "matvec_floats" => 256,
+        // As above, but a lane has several positions in flight, each two loads of 16 bytes.
+        "attention_decode" => 128,
+        // Bound by arithmetic, and most of their registers are sums: two subgroups hide the latency of the ALU, and
+        // while one workgroup waits for its tile another one computes.
+        "matmul" | "matmul_matrix" | "attention_prefill" | "attention_prefill_matrix" => 64,
+        // Little work in one or a few workgroups: what counts is that they start.
+        _ => 256,
+    }
+}
+
+/// Weights that one lane decodes in an iteration of the loop of a product by few columns.
+fn weights_per_iteration(kernel: &Kernel) -> Option<u32> {
+    let [rows, _, _, epilogue, ref rest @ ..] = kernel.constants[..] else { return None };
+    let dtype = kernel.shader.strip_prefix("matvec").and_then(|rest| rest.split('.').nth(1))?;
+    let dtype = DType::ALL.into_iter().find(|candidate| candidate.to_string() == dtype)?;
+    let matrices = if epilogue == 0 { 1 } else { 2 };
+    let unroll = rest.first().copied().unwrap_or(1);
+    Some(unroll * matrices * rows * unit_len(dtype) as u32)
+}
+
+#[cfg(test)]
+mod tests;
