@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use backend_cpu::CpuBackend;
+use backend_vulkan::VulkanBackend;
 use checkpoint::{Checkpoint, safetensors};
 use engine::{Engine, EngineOptions, Event, Request, Sampling};
 use tensor::reference::ReferenceBackend;
@@ -23,6 +24,10 @@ fn backends() -> Vec<(String, Box<dyn Backend>)> {
     for level in CpuBackend::available_levels() {
         let backend = CpuBackend::with_level(level).expect("an available level");
         backends.push((format!("CPU, {}", level.name()), Box::new(backend)));
+    }
+    match VulkanBackend::open(None) {
+        Ok(backend) => backends.push((format!("Vulkan, {}", backend.device().features.name), Box::new(backend))),
+        Err(error) => eprintln!("skipped: Vulkan: {error}"),
     }
     backends
 }
@@ -104,12 +109,13 @@ fn forward(engine: &mut Engine, tokens: &[u32]) -> (Vec<Vec<f32>>, Vec<f32>) {
 /// In one pass, in chunks of seven, and token by token: products of matrices, and of matrices and vectors.
 #[test]
 fn hidden_states_and_logits() {
+    let backends = backends();
     let mut compared = 0;
     for (model, prompts) in MODELS {
         let golden = Golden::open(model);
-        for (name, backend) in backends() {
+        for (name, backend) in &backends {
             for chunk in [512, 7, 1] {
-                let mut engine = load(&*backend, model, chunk);
+                let mut engine = load(&**backend, model, chunk);
                 for prompt in 0..prompts {
                     let what = format!("{name}, {model}, prompt {prompt}, chunks of {chunk}");
                     let tokens = golden.tokens(&format!("prompt{prompt}.input_ids"));
@@ -128,15 +134,16 @@ fn hidden_states_and_logits() {
         }
     }
     // The first prompt of each model has hidden states: 8 + 1 and 7 + 1, in three sizes of chunks.
-    assert_eq!(compared, (9 + 8) * 3 * backends().len());
+    assert_eq!(compared, (9 + 8) * 3 * backends.len());
 }
 
 #[test]
 fn greedy_continuations() {
+    let backends = backends();
     for (model, prompts) in MODELS {
         let golden = Golden::open(model);
-        for (name, backend) in backends() {
-            let mut engine = load(&*backend, model, 512);
+        for (name, backend) in &backends {
+            let mut engine = load(&**backend, model, 512);
             for prompt in 0..prompts {
                 let expected = golden.tokens(&format!("prompt{prompt}.greedy"));
                 let request = Request {

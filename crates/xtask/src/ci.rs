@@ -132,7 +132,8 @@ fn lavapipe() -> Result<()> {
     Ok(())
 }
 
-/// Runs the tests under nextest where it is installed: it runs the tests of all crates side by side.
+/// Runs the tests under nextest where it is installed: it runs the tests of all crates side by side. Lavapipe is asked
+/// for machine code without optimizations: compiling hundreds of kernels takes longer than running them.
 fn test() -> Result<()> {
     let mut command = Command::new(cargo());
     if succeeds(Command::new(cargo()).args(["nextest", "--version"])) {
@@ -141,7 +142,7 @@ fn test() -> Result<()> {
         println!("cargo-nextest is not installed, so `cargo test` runs the tests: the same ones, only slower");
         command.args(["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"]);
     }
-    run_command(command.envs(lavapipe::environment()))
+    run_command(command.env("GALLIVM_PERF", "nopt").envs(lavapipe::environment()))
 }
 
 fn doc_test() -> Result<()> {
