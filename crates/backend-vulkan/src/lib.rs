@@ -5,6 +5,7 @@ mod commands;
 mod context;
 mod decode;
 mod dispatch;
+mod faults;
 mod features;
 mod kernel;
 mod lab;
@@ -23,6 +24,9 @@ mod trace;
 mod upload;
 
 pub use context::DeviceInfo;
+#[cfg(any(test, debug_assertions))]
+#[doc(hidden)]
+pub use faults::Fault;
 pub use features::{DeviceKind, Features, MatrixShape};
 #[doc(hidden)]
 pub use kernel::matmul::measure as measure_matmul;
@@ -34,6 +38,8 @@ use std::sync::Arc;
 use tensor::{Backend, BackendError, Capabilities, DType, LoadOptions, Loaded, Program, WeightSource};
 
 use context::Context;
+#[cfg(any(test, debug_assertions))]
+use faults::Faults;
 
 /// A device that Vulkan lists.
 pub struct VulkanBackend {
@@ -48,6 +54,16 @@ impl VulkanBackend {
     /// opened.
     pub fn open(index: Option<usize>) -> Result<VulkanBackend, BackendError> {
         Ok(VulkanBackend { context: Context::open(index)? })
+    }
+
+    /// As [`VulkanBackend::open`], with a failure to come: for tests of what is made of it.
+    ///
+    /// # Errors
+    /// As [`VulkanBackend::open`], or the failure.
+    #[cfg(any(test, debug_assertions))]
+    #[doc(hidden)]
+    pub fn open_with_fault(index: Option<usize>, fault: Fault) -> Result<VulkanBackend, BackendError> {
+        Ok(VulkanBackend { context: Context::open_with(index, Faults::new(Some(fault)))? })
     }
 
     /// Measures how many bytes per second the device copies within its own memory, read and written ones counted.
@@ -70,7 +86,7 @@ impl VulkanBackend {
 /// That there is no Vulkan, in words.
 pub fn devices() -> Result<Vec<DeviceInfo>, String> {
     let instance = context::Instance::new()?;
-    Ok(instance.devices().into_iter().map(|(_, info)| info).collect())
+    Ok(instance.devices(None).into_iter().map(|(_, info)| info).collect())
 }
 
 impl Backend for VulkanBackend {

@@ -97,6 +97,9 @@ impl Pipelines {
 
 impl Drop for Pipelines {
     fn drop(&mut self) {
+        if self.context.is_hung() {
+            return;
+        }
         // SAFETY: whoever drops them has waited for the device.
         unsafe {
             let device = &self.context.raw;
