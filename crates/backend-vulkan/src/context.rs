@@ -42,7 +42,10 @@ impl Instance {
     pub(crate) fn new() -> Result<Instance, String> {
         // SAFETY: the loader is a library that runs no code that could break ours when it is loaded.
         let entry = unsafe { ash::Entry::load() }.map_err(|error| {
-            format!("no Vulkan loader was found ({error})\n\nhint: install the Vulkan loader (Debian: libvulkan1) and the driver of the graphics card")
+            format!(
+                "no Vulkan loader was found ({error})\n\nhint: install the Vulkan loader (Debian: libvulkan1) and the \
+                 driver of the graphics card"
+            )
         })?;
         // SAFETY: the entry was loaded just now.
         let version = unsafe { entry.try_enumerate_instance_version() }.ok().flatten().unwrap_or(vk::API_VERSION_1_0);
@@ -162,18 +165,18 @@ impl Context {
         let device = self.features().name.clone();
         let problem = match error {
             vk::Result::ERROR_DEVICE_LOST => format!(
-                "the device was lost during {what}\n\nhint: the driver reset it, as it does when one piece of work takes \
-                 too long or the system is short of memory; the kernel's log may say more. Starting again opens the \
-                 device anew"
+                "the device was lost during {what}\n\nhint: the driver reset it, as it does when one piece of work \
+                 takes too long or the system is short of memory; the kernel's log may say more. Starting again \
+                 opens the device anew"
             ),
             vk::Result::TIMEOUT => format!(
-                "{what} did not end within {} s\n\nhint: the device hangs, or another program keeps it busy. Starting \
-                 again opens the device anew; if it still hangs, restart the machine",
+                "{what} did not end within {} s\n\nhint: the device hangs, or another program keeps it busy. \
+                 Starting again opens the device anew; if it still hangs, restart the machine",
                 TIMEOUT.as_secs()
             ),
             vk::Result::ERROR_OUT_OF_DEVICE_MEMORY | vk::Result::ERROR_OUT_OF_HOST_MEMORY => format!(
-                "out of memory during {what}; {} bytes of the device's memory are free\n\nhint: end other programs that \
-                 use the device, or choose a shorter context",
+                "out of memory during {what}; {} bytes of the device's memory are free\n\nhint: end other programs \
+                 that use the device, or choose a shorter context",
                 available(self)
             ),
             error => format!("{what}: {error}"),

@@ -8,7 +8,7 @@
 //!  "statistics": {"VGPRs": 64, "Spilled VGPRs": 0}, "hot_loop": true, "weights_per_iteration": 32, "assembly": "…"}
 //! ```
 //!
-//! `statistics` has all that the driver reports; `hot_loop` marks shaders that decode weights, and `_matrix` in the name
+//! `statistics` has all that the driver reports; `hot_loop` marks shaders that decode weights, `_matrix` in the name
 //! those that have to use matrix instructions: only these need `assembly`. `hot_loop` and `weights_per_iteration`, the
 //! weights that one lane decodes in an iteration, may be left out.
 
