@@ -14,15 +14,12 @@ Raw raw[UNROLL * TAKEN];
 
 #ifdef ACTIVATIONS_INT8
 
-// The dot product of 16 quants with 16 activations.
+// The dot product of 16 quants with 16 activations. Unsigned quants are below 128, so they are signed bytes too: not all
+// devices have an instruction for mixed signs.
 int dot_half(uvec4 quants, uvec4 activations) {
     int sum = 0;
     [[unroll]] for (uint i = 0; i < 4; i++) {
-#ifdef QUANTS_SIGNED
         sum += dotPacked4x8EXT(int32_t(quants[i]), int32_t(activations[i]));
-#else
-        sum += dotPacked4x8EXT(uint32_t(quants[i]), int32_t(activations[i]));
-#endif
     }
     return sum;
 }

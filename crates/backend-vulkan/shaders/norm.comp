@@ -50,6 +50,9 @@ void main() {
     const uint row = gl_WorkGroupID.x * p.pitch;
     vec4 held[HELD];
     vec4 residual[HELD];
+    // Loaded at once with the rest: later, each would wait for memory on its own.
+    vec4 first[HELD];
+    vec4 second[HELD];
     float squares = 0.0;
     [[unroll]] for (uint i = 0; i < HELD; i++) {
         const uint at = gl_LocalInvocationIndex + i * WORKGROUP;
@@ -57,7 +60,11 @@ void main() {
         residual[i] = inside ? p.residual.at[row + at] : vec4(0);
         if (ADDS) {
             held[i] = inside ? p.update.at[row + at] : vec4(0);
+            first[i] = inside ? p.first.at[at] : vec4(0);
             squares += dot(held[i], held[i]);
+        }
+        if (WRITES_FLOATS || WRITES_QUANTS) {
+            second[i] = inside ? p.second.at[at] : vec4(0);
         }
     }
     if (ADDS) {
@@ -65,7 +72,7 @@ void main() {
         [[unroll]] for (uint i = 0; i < HELD; i++) {
             const uint at = gl_LocalInvocationIndex + i * WORKGROUP;
             if (at < p.fours) {
-                residual[i] += held[i] * inverse * p.first.at[at];
+                residual[i] += held[i] * inverse * first[i];
                 p.residual.at[row + at] = residual[i];
             }
         }
@@ -79,7 +86,7 @@ void main() {
         [[unroll]] for (uint i = 0; i < HELD; i++) {
             const uint at = gl_LocalInvocationIndex + i * WORKGROUP;
             if (at < p.fours) {
-                const vec4 normed = residual[i] * inverse * p.second.at[at];
+                const vec4 normed = residual[i] * inverse * second[i];
                 if (WRITES_FLOATS) {
                     p.target.at[row + at] = normed;
                 }

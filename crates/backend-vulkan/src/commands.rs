@@ -225,7 +225,7 @@ pub(crate) struct Stamps {
 /// A kernel that can't be compiled.
 pub(crate) fn record_dispatches(
     context: &Context,
-    pipelines: &mut Pipelines,
+    pipelines: &Pipelines,
     buffer: vk::CommandBuffer,
     dispatches: &[Dispatch],
     stamps: &mut Option<Stamps>,

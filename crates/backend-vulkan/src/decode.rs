@@ -89,7 +89,7 @@ pub(crate) struct Decoder {
 /// What the decoder needs of the program that it runs.
 pub(crate) struct Target<'a> {
     pub(crate) commands: &'a mut Commands,
-    pub(crate) pipelines: &'a mut Pipelines,
+    pub(crate) pipelines: &'a Pipelines,
     /// Of the batch: tokens and output rows.
     pub(crate) tokens: Slice,
     pub(crate) outputs: Slice,
@@ -202,7 +202,7 @@ impl Decoder {
         let key = Key { rows: continuations.len(), plan, logits };
         self.stage(target, continuations)?;
         let dispatches = self.pass(target, key, 0);
-        let (context, pipelines) = (&self.context, &mut *target.pipelines);
+        let (context, pipelines) = (&self.context, target.pipelines);
         let trace = target.trace.as_mut().expect("tracing is on");
         let mut timed = false;
         target.commands.once(|buffer| {

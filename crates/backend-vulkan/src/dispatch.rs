@@ -24,10 +24,6 @@ pub(crate) struct Dispatch {
     pub(crate) operations: u64,
     /// For people: the op and its sizes.
     pub(crate) label: String,
-    /// Constants that it reads from beginning to end: addresses and bytes.
-    pub(crate) streams: Vec<(u64, u64)>,
-    /// How long it leaves the memory idle on a large card.
-    pub(crate) idle_microseconds: f32,
 }
 
 /// Push constants, laid out as a shader's block declares them with `scalar` layout.

@@ -104,7 +104,7 @@ impl Lab {
     /// # Errors
     /// A device that fails.
     pub(crate) fn run(&mut self, dispatches: &[Dispatch]) -> Result<(), BackendError> {
-        let (context, pipelines) = (&self.context, &mut self.pipelines);
+        let (context, pipelines) = (&self.context, &self.pipelines);
         self.commands.once(|buffer| record_dispatches(context, pipelines, buffer, dispatches, &mut None))
     }
 
@@ -123,7 +123,7 @@ impl Lab {
         let info = vk::QueryPoolCreateInfo::default().query_type(vk::QueryType::TIMESTAMP).query_count(2);
         // SAFETY: plain creation; destroyed below when the device is done.
         let pool = unsafe { context.raw.create_query_pool(&info, None) }.map_err(failure)?;
-        let pipelines = &mut self.pipelines;
+        let pipelines = &self.pipelines;
         let result = self.commands.once(|buffer| {
             let stamps = Stamps { pool, next: 0 };
             let all = vk::PipelineStageFlags2::ALL_COMMANDS;

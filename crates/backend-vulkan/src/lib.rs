@@ -18,7 +18,6 @@ mod pipeline;
 pub mod pipelines;
 mod place;
 mod plan;
-mod prefetch;
 mod record;
 mod trace;
 mod upload;
@@ -40,10 +39,13 @@ use tensor::{Backend, BackendError, Capabilities, DType, LoadOptions, Loaded, Pr
 use context::Context;
 #[cfg(any(test, debug_assertions))]
 use faults::Faults;
+use pipeline::Pipelines;
 
 /// A device that Vulkan lists.
 pub struct VulkanBackend {
     context: Arc<Context>,
+    /// Compiled once for all programs that are loaded.
+    pipelines: Arc<Pipelines>,
 }
 
 impl VulkanBackend {
@@ -53,7 +55,7 @@ impl VulkanBackend {
     /// [`BackendError::Unsupported`] without Vulkan or without such a device; [`BackendError::Device`] if it can't be
     /// opened.
     pub fn open(index: Option<usize>) -> Result<VulkanBackend, BackendError> {
-        Ok(VulkanBackend { context: Context::open(index)? })
+        Self::with(Context::open(index)?)
     }
 
     /// As [`VulkanBackend::open`], with a failure to come: for tests of what is made of it.
@@ -63,7 +65,12 @@ impl VulkanBackend {
     #[cfg(any(test, debug_assertions))]
     #[doc(hidden)]
     pub fn open_with_fault(index: Option<usize>, fault: Fault) -> Result<VulkanBackend, BackendError> {
-        Ok(VulkanBackend { context: Context::open_with(index, Faults::new(Some(fault)))? })
+        Self::with(Context::open_with(index, Faults::new(Some(fault)))?)
+    }
+
+    fn with(context: Arc<Context>) -> Result<VulkanBackend, BackendError> {
+        let pipelines = Arc::new(Pipelines::new(&context)?);
+        Ok(VulkanBackend { context, pipelines })
     }
 
     /// Measures how many bytes per second the device copies within its own memory, read and written ones counted.
@@ -107,6 +114,6 @@ impl Backend for VulkanBackend {
         weights: &dyn WeightSource,
         options: &LoadOptions,
     ) -> Result<Box<dyn Loaded>, BackendError> {
-        Ok(Box::new(loaded::VulkanLoaded::load(&self.context, program, weights, options)?))
+        Ok(Box::new(loaded::VulkanLoaded::load(&self.context, &self.pipelines, program, weights, options)?))
     }
 }

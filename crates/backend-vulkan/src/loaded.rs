@@ -11,12 +11,10 @@ use tensor::{
     Segment, TraceSpan, WeightSource,
 };
 
-use crate::bandwidth::copy_bandwidth;
 use crate::commands::{Commands, barrier, host_barrier, record_dispatches};
 use crate::context::Context;
 use crate::decode::{Decoder, Target};
 use crate::dispatch::Dispatch;
-use crate::features::DeviceKind;
 use crate::kernel::attention::{Decode, Scratch, tiles};
 use crate::kernel::matmul::{Path, path};
 use crate::kernel::matvec::COLUMNS_MAX;
@@ -26,7 +24,6 @@ use crate::pace::Pace;
 use crate::pipeline::Pipelines;
 use crate::place::{Buffers, Placed};
 use crate::plan::{Rope, Setting, Step, plan};
-use crate::prefetch;
 use crate::record::{BatchAddresses, Counts, Recorder, attention_shape};
 use crate::trace::Trace;
 use crate::upload::Uploader;
@@ -57,7 +54,7 @@ pub(crate) struct VulkanLoaded {
     decoder: Decoder,
     trace: Option<Trace>,
     pass: u64,
-    pipelines: Pipelines,
+    pipelines: Arc<Pipelines>,
     program: Program,
     options: LoadOptions,
     buffers: Buffers,
@@ -66,8 +63,6 @@ pub(crate) struct VulkanLoaded {
     scratch: Scratch,
     /// Whether passes over single tokens read nothing but the tokens: all their attention has a kernel for that.
     decodes_alone: bool,
-    /// Bytes per second of the device's memory; 0 where nobody asks.
-    bandwidth: f64,
     staging: Slice,
     download: Slice,
     pace: Pace,
@@ -81,8 +76,6 @@ struct BatchMemory {
     outputs: Slice,
     tiles: Slice,
     arrivals: Slice,
-    /// What no kernel writes.
-    sink: Slice,
 }
 
 impl BatchMemory {
@@ -107,17 +100,12 @@ impl VulkanLoaded {
     /// Weights that can't be read, memory that is not there, options that the device can't follow.
     pub(crate) fn load(
         context: &Arc<Context>,
+        pipelines: &Arc<Pipelines>,
         program: &Program,
         weights: &dyn WeightSource,
         options: &LoadOptions,
     ) -> Result<VulkanLoaded, BackendError> {
         check(context, program, options)?;
-        let mut pipelines = Pipelines::new(context)?;
-        // Before the memory is full.
-        let bandwidth = match context.features().kind {
-            DeviceKind::Discrete => copy_bandwidth(context)?,
-            DeviceKind::Integrated | DeviceKind::Virtual | DeviceKind::Software => 0.0,
-        };
         let plans: Vec<Vec<Step>> = settings(context, options).iter().map(|setting| plan(program, setting)).collect();
         let mut buffers = Buffers::new(context, program, options, &plans)?;
         let batch = BatchMemory {
@@ -125,7 +113,6 @@ impl VulkanLoaded {
             outputs: buffers.extra(4 * options.outputs_max)?,
             tiles: buffers.extra(16 * options.tokens_max)?,
             arrivals: buffers.extra(4 * widest(program).div_ceil(32))?,
-            sink: buffers.extra(4)?,
         };
         let decoder = Decoder::new(context, program, options, &mut buffers)?;
         let scratch = attention_scratch(context, program, options, &mut buffers)?;
@@ -143,7 +130,7 @@ impl VulkanLoaded {
         let download = downloads.allocate(DOWNLOAD_BYTES, "results")?;
         let mut commands = Commands::new(context, &context.queue)?;
         clear(context, &mut commands, &buffers)?;
-        upload_weights(context, &mut pipelines, program, weights, &buffers)?;
+        upload_weights(context, pipelines, program, weights, &buffers)?;
         let mut ropes = HashMap::new();
         for (rope, tables, fine, coarse) in placed {
             write(context, &mut commands, bytemuck::cast_slice(&tables.fine), fine)?;
@@ -156,7 +143,7 @@ impl VulkanLoaded {
             decoder,
             trace: None,
             pass: 0,
-            pipelines,
+            pipelines: pipelines.clone(),
             program: program.clone(),
             options: options.clone(),
             buffers,
@@ -164,7 +151,6 @@ impl VulkanLoaded {
             batch,
             scratch,
             decodes_alone,
-            bandwidth,
             staging,
             download,
             pace: Pace::new(context.features().kind),
@@ -183,8 +169,6 @@ impl VulkanLoaded {
             ropes: &self.ropes,
             batch: self.batch.addresses(),
             scratch: self.scratch,
-            bandwidth: self.bandwidth,
-            sink: self.batch.sink.address,
         }
     }
 
@@ -266,7 +250,7 @@ impl VulkanLoaded {
                 barrier(&context, buffer);
                 self.record_batch(buffer, counts);
             }
-            record_dispatches(&context, &mut self.pipelines, buffer, &dispatches[piece], &mut None)?;
+            record_dispatches(&context, &self.pipelines, buffer, &dispatches[piece], &mut None)?;
             self.commands.end(buffer)?;
             buffers.push(buffer);
         }
@@ -294,7 +278,7 @@ impl VulkanLoaded {
             }
             let mut stamps = self.trace.as_ref().and_then(|trace| trace.begin(buffer, piece));
             let timed = stamps.is_some();
-            record_dispatches(&self.context, &mut self.pipelines, buffer, piece, &mut stamps)?;
+            record_dispatches(&self.context, &self.pipelines, buffer, piece, &mut stamps)?;
             self.commands.end(buffer)?;
             let done_at = self.commands.submit(&[buffer])?;
             self.commands.wait(done_at)?;
@@ -335,9 +319,6 @@ struct Scene<'a> {
     ropes: &'a HashMap<Rope, RopeAddresses>,
     batch: BatchAddresses,
     scratch: Scratch,
-    /// Bytes per second of the device's memory.
-    bandwidth: f64,
-    sink: u64,
 }
 
 impl Scene<'_> {
@@ -355,8 +336,7 @@ impl Scene<'_> {
             context: self.options.context_max,
             counts,
         };
-        let dispatches = recorder.dispatches(&plan(self.program, &setting));
-        prefetch::insert(self.context.features(), self.bandwidth, self.sink, dispatches)
+        recorder.dispatches(&plan(self.program, &setting))
     }
 }
 
@@ -428,12 +408,10 @@ impl Loaded for VulkanLoaded {
             ropes: &self.ropes,
             batch: self.batch.addresses(),
             scratch: self.scratch,
-            bandwidth: self.bandwidth,
-            sink: self.batch.sink.address,
         };
         let mut target = Target {
             commands: &mut self.commands,
-            pipelines: &mut self.pipelines,
+            pipelines: &self.pipelines,
             tokens: self.batch.tokens,
             outputs: self.batch.outputs,
             logits: self.buffers.view(logits),
@@ -568,7 +546,7 @@ fn clear(context: &Context, commands: &mut Commands, buffers: &Buffers) -> Resul
 
 fn upload_weights(
     context: &Arc<Context>,
-    pipelines: &mut Pipelines,
+    pipelines: &Pipelines,
     program: &Program,
     weights: &dyn WeightSource,
     buffers: &Buffers,

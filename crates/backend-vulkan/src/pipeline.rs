@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{env, fs};
 
 use ash::vk;
@@ -27,13 +27,13 @@ pub(crate) struct Kernel {
     pub(crate) constants: Vec<u32>,
 }
 
-/// The pipelines of one device.
+/// The pipelines of one device, for all programs that are loaded there.
 pub(crate) struct Pipelines {
     context: Arc<Context>,
     pub(crate) layout: vk::PipelineLayout,
     cache: vk::PipelineCache,
     file: Option<PathBuf>,
-    made: HashMap<Kernel, vk::Pipeline>,
+    made: Mutex<HashMap<Kernel, vk::Pipeline>>,
 }
 
 impl Pipelines {
@@ -56,7 +56,7 @@ impl Pipelines {
             let layout = device
                 .create_pipeline_layout(&layout, None)
                 .map_err(|error| context.failure("making a pipeline layout", error))?;
-            Ok(Pipelines { context: context.clone(), layout, cache, file, made: HashMap::new() })
+            Ok(Pipelines { context: context.clone(), layout, cache, file, made: Mutex::default() })
         }
     }
 
@@ -67,20 +67,25 @@ impl Pipelines {
     ///
     /// # Panics
     /// If there is no shader of that name.
-    pub(crate) fn get(&mut self, kernel: &Kernel) -> Result<vk::Pipeline, BackendError> {
-        if let Some(&pipeline) = self.made.get(kernel) {
+    pub(crate) fn get(&self, kernel: &Kernel) -> Result<vk::Pipeline, BackendError> {
+        let mut made = self.made();
+        if let Some(&pipeline) = made.get(kernel) {
             return Ok(pipeline);
         }
         let flags = vk::PipelineCreateFlags::empty();
         let pipeline = create(&self.context, self.layout, self.cache, kernel, flags)
             .map_err(|error| self.context.failure(&format!("compiling `{}`", kernel.shader), error))?;
-        self.made.insert(kernel.clone(), pipeline);
+        made.insert(kernel.clone(), pipeline);
         Ok(pipeline)
     }
 
-    /// Writes the compiled pipelines for the next run. That it fails is no harm.
-    pub(crate) fn save(&self) {
-        let Some(file) = &self.file else { return };
+    fn made(&self) -> MutexGuard<'_, HashMap<Kernel, vk::Pipeline>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what was compiled for the next run. That it fails is no harm.
+    fn save(&self) {
+        let Some(file) = self.file.as_ref().filter(|_| !self.made().is_empty()) else { return };
         // SAFETY: the cache is alive.
         let Ok(data) = (unsafe { self.context.raw.get_pipeline_cache_data(self.cache) }) else { return };
         if fs::metadata(file).is_ok_and(|old| old.len() == data.len() as u64) {
@@ -97,13 +102,14 @@ impl Pipelines {
 
 impl Drop for Pipelines {
     fn drop(&mut self) {
+        self.save();
         if self.context.is_hung() {
             return;
         }
         // SAFETY: whoever drops them has waited for the device.
         unsafe {
             let device = &self.context.raw;
-            self.made.values().for_each(|&pipeline| device.destroy_pipeline(pipeline, None));
+            self.made().values().for_each(|&pipeline| device.destroy_pipeline(pipeline, None));
             device.destroy_pipeline_layout(self.layout, None);
             device.destroy_pipeline_cache(self.cache, None);
         }

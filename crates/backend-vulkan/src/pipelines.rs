@@ -23,18 +23,18 @@ use crate::memory::{Arena, Place};
 use crate::pipeline::{Kernel, Pipelines, create};
 use crate::place::Buffers;
 use crate::plan::{Rope, plan};
-use crate::prefetch;
 use crate::record::{BatchAddresses, Counts, Recorder};
 use model::{SHAPES, Shape};
 
 /// Tokens and output rows of the passes whose pipelines are compiled, and whether every token is of its own sequence.
-const PASSES: [(usize, usize, bool); 8] = [
+const PASSES: [(usize, usize, bool); 9] = [
     (1, 1, true),
     (2, 2, true),
     (4, 4, true),
     (8, 8, true),
-    // The end of a prompt, a short one, a long one, and one whose logits are all wanted.
+    // The end of a prompt, short ones, a long one, and one whose logits are all wanted.
     (4, 1, false),
+    (16, 1, false),
     (64, 1, false),
     (512, 1, false),
     (512, 512, false),
@@ -163,8 +163,7 @@ fn dispatches(context: &Arc<Context>, program: &Program, logits: BufferId, optio
             context: options.context_max,
             counts: Counts { tokens, outputs, tiles: tokens.div_ceil(32), single },
         };
-        // A bandwidth at which there is always something to bring in.
-        all.extend(prefetch::insert(features, 1e12, 0, recorder.dispatches(&plan(program, &setting))));
+        all.extend(recorder.dispatches(&plan(program, &setting)));
     }
     all.extend(samples(context, buffers.view(logits)));
     all

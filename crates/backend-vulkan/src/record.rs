@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use tensor::{BufferId, Op, Program, Rows};
 
 use crate::dispatch::Dispatch;
-use crate::features::{DeviceKind, Features};
+use crate::features::Features;
 use crate::kernel::attention::{Addresses, AttentionShape, Decode, Scratch, decode, prefill, prefill_matrix};
 use crate::kernel::cache_write::{CacheShape, cache_write};
 use crate::kernel::head_prepare::{HeadPrepare, head_prepare};
@@ -204,12 +204,11 @@ impl Recorder<'_> {
         }
         let (gate, up) = (self.buffers.weight_of(gate), self.buffers.weight_of(up));
         let floats = self.buffers.view(output);
-        let (target, tiling) = match (forms.quants, self.features.kind) {
+        let dtype = gate.dtype;
+        let (target, tiling) = match (forms.quants, forms.floats) {
             (false, _) => (Gated::Floats(floats), shared_tiling(self.features, rows)),
-            (true, kind) if kind != DeviceKind::Discrete && !forms.floats => {
-                (Gated::Quantized(self.buffers.quants(output)), gated_tiling(self.features))
-            }
-            (true, _) => {
+            (true, false) => (Gated::Quantized(self.buffers.quants(output)), gated_tiling(self.features, dtype)),
+            (true, true) => {
                 let quantized = self.buffers.quants(output);
                 let target = Gated::Shared { quantized, floats, arrivals: self.batch.arrivals };
                 (target, shared_tiling(self.features, rows))

@@ -86,7 +86,7 @@ impl Uploader {
     /// If the bytes are not those of the weight's format and shape.
     pub(crate) fn upload(
         &mut self,
-        pipelines: &mut Pipelines,
+        pipelines: &Pipelines,
         weight: &Weight,
         mut target: Slice,
         bytes: &dyn WeightBytes,
@@ -114,7 +114,7 @@ impl Uploader {
 
     fn chunk(
         &mut self,
-        pipelines: &mut Pipelines,
+        pipelines: &Pipelines,
         weight: &Weight,
         rows: usize,
         bytes: &[u8],

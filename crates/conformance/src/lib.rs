@@ -37,6 +37,17 @@ use setup::Experiment;
 
 pub use compare::Failure;
 
+/// How much of the suite a backend is put through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// All of it.
+    Full,
+    /// Less, for devices that compile a kernel for each number of tokens and take long for it, or compute slowly: of the
+    /// passes over at most 8 tokens that depend on no other pass, only those over 1, 4 and 8; and of the ways to decode
+    /// with the same sampling, only one.
+    Quick,
+}
+
 /// A backend under test.
 #[derive(Clone, Copy)]
 pub struct Subject<'a> {
@@ -44,6 +55,8 @@ pub struct Subject<'a> {
     pub name: &'a str,
     /// The backend.
     pub backend: &'a dyn Backend,
+    /// How much it is put through.
+    pub effort: Effort,
 }
 
 /// A part of the suite.
@@ -128,5 +141,5 @@ pub fn assert_cases(prefix: &str, subjects: &[Subject<'_>]) {
 /// # Panics
 /// With the report of every case that failed.
 pub fn assert_conforms(name: &str, backend: &dyn Backend) {
-    assert_cases("", &[Subject { name, backend }]);
+    assert_cases("", &[Subject { name, backend, effort: Effort::Full }]);
 }

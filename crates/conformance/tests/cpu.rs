@@ -1,7 +1,7 @@
 //! The CPU backend, with every instruction set that this machine has.
 
 use backend_cpu::CpuBackend;
-use conformance::{Subject, assert_cases};
+use conformance::{Effort, Subject, assert_cases};
 
 /// Runs the cases of a prefix on all instruction sets.
 fn check(prefix: &str) {
@@ -9,7 +9,8 @@ fn check(prefix: &str) {
         .into_iter()
         .map(|level| (format!("cpu ({level})"), CpuBackend::with_level(level).expect("an available level")))
         .collect();
-    let subjects: Vec<Subject<'_>> = backends.iter().map(|(name, backend)| Subject { name, backend }).collect();
+    let subjects: Vec<Subject<'_>> =
+        backends.iter().map(|(name, backend)| Subject { name, backend, effort: Effort::Full }).collect();
     assert_cases(prefix, &subjects);
 }
 

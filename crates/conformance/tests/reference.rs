@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use conformance::compare::sharpness;
-use conformance::{Subject, assert_cases};
+use conformance::{Effort, Subject, assert_cases};
 use tensor::reference::ReferenceBackend;
 use tensor::{
     Backend, BackendError, Batch, BufferId, BufferKind, Capabilities, DType, LoadOptions, Loaded, MemoryUse, Op,
@@ -151,7 +151,7 @@ impl Loaded for FaultyLoaded {
 /// The suite has to refuse the mistake in the cases of that prefix.
 fn refused(prefix: &str, what: &str, precision: Option<Precision>, fault: Fault) {
     let faulty = Faulty { fault, precision };
-    let subject = [Subject { name: what, backend: &faulty }];
+    let subject = [Subject { name: what, backend: &faulty, effort: Effort::Full }];
     let mut failures = 0;
     for case in conformance::cases().into_iter().filter(|case| case.name.starts_with(prefix)) {
         failures += usize::from(case.run(&subject).is_err());
@@ -322,7 +322,10 @@ fn wrong_results_are_refused() {
 fn failures_say_where_and_by_how_much() {
     let faulty = Faulty { fault: Fault::Result(|values| values[0] += 1.0), precision: None };
     let case = conformance::cases().into_iter().find(|case| case.name == "linear/q4_0").expect("a case");
-    let failure = case.run(&[Subject { name: "a device", backend: &faulty }]).expect_err("a failure").to_string();
+    let failure = case
+        .run(&[Subject { name: "a device", backend: &faulty, effort: Effort::Full }])
+        .expect_err("a failure")
+        .to_string();
     for part in ["linear q4_0 [[1, 3, 16, 17, 63, 130], 32]", "F32 precision", "a device", "the worst [0, 0]", "bound"]
     {
         assert!(failure.contains(part), "`{part}` is not in: {failure}");

@@ -1,15 +1,25 @@
-//! The Vulkan backend on the best device of this machine, or the one that `LAPIDARY_VULKAN_DEVICE` numbers.
+//! The Vulkan backend on the best device of this machine, or the one that `LAPIDARY_VULKAN_DEVICE` numbers. A device
+//! that is a program is put through less, unless `LAPIDARY_CONFORMANCE` is `full`: it takes minutes to compile all
+//! kernels for it.
 
-use backend_vulkan::VulkanBackend;
-use conformance::{Subject, assert_cases};
+use backend_vulkan::{DeviceKind, VulkanBackend};
+use conformance::{Effort, Subject, assert_cases};
 
 /// Runs the cases of a prefix, or says why not.
 fn check(prefix: &str) {
     let index = std::env::var("LAPIDARY_VULKAN_DEVICE").ok().and_then(|number| number.parse().ok());
     match VulkanBackend::open(index) {
-        Ok(backend) => assert_cases(prefix, &[Subject { name: "vulkan", backend: &backend }]),
+        Ok(backend) => {
+            let effort = effort(backend.device().features.kind);
+            assert_cases(prefix, &[Subject { name: "vulkan", backend: &backend, effort }]);
+        }
         Err(error) => eprintln!("skipped: {error}"),
     }
+}
+
+fn effort(kind: DeviceKind) -> Effort {
+    let full = std::env::var_os("LAPIDARY_CONFORMANCE").is_some_and(|value| value == "full");
+    if kind == DeviceKind::Software && !full { Effort::Quick } else { Effort::Full }
 }
 
 #[test]
@@ -84,6 +94,26 @@ fn contract() {
 }
 
 #[test]
-fn decode() {
-    check("decode");
+fn decode_table() {
+    check("decode/table");
+}
+
+#[test]
+fn decode_attention() {
+    check("decode/attention");
+}
+
+#[test]
+fn decode_special() {
+    check("decode/special");
+}
+
+#[test]
+fn decode_wide() {
+    check("decode/wide");
+}
+
+#[test]
+fn decode_contract() {
+    check("decode/contract");
 }

@@ -71,7 +71,6 @@ pub(crate) fn head_prepare(features: &Features, a: &HeadPrepare, rows: usize) ->
         bytes: (rows * (4 * (2 * a.query.width + 2 * a.key.width) + 2 * a.cache.row_bytes())) as u64,
         operations: (rows * 8 * (a.query.width + a.key.width)) as u64,
         label: format!("head_prepare {rows}×({heads} + 2·{kv_heads})×{}", a.head_dim),
-        idle_microseconds: if rows <= 8 { 2.0 } else { 0.0 },
         ..Dispatch::default()
     }
 }

@@ -67,7 +67,6 @@ pub(crate) fn norm(
         bytes: 4 * vectors * (rows * residual.width) as u64,
         operations: 8 * (rows * residual.width) as u64,
         label: format!("norm{} {rows}×{}", if update.is_some() { "_add" } else { "" }, residual.width),
-        idle_microseconds: if rows <= 8 { 3.5 } else { 0.0 },
         ..Dispatch::default()
     }
 }

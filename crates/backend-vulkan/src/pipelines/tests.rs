@@ -5,7 +5,7 @@ use crate::lab::Lab;
 /// One size: lavapipe takes seconds for some of these.
 #[test]
 fn every_pipeline_can_be_made() {
-    let Some(mut lab) = Lab::for_tests() else { return };
+    let Some(lab) = Lab::for_tests() else { return };
     let software = lab.features().kind == DeviceKind::Software;
     let dtypes = if software { &[DType::Q4_0, DType::Q4_K, DType::BF16][..] } else { &DType::ALL };
     let all = kernels(&lab.context.clone(), &SHAPES[1..2], dtypes);

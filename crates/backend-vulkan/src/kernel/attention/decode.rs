@@ -129,7 +129,6 @@ pub(crate) fn decode(
         bytes: (2 * 4 * rows * shape.heads * shape.head_dim) as u64,
         operations: 0,
         label: shape.label("decode", rows),
-        idle_microseconds: if rows <= 8 { 4.0 } else { 0.0 },
         ..Dispatch::default()
     }
 }

@@ -116,7 +116,7 @@ mod tests {
                 return;
             }
         };
-        let mut pipelines = Pipelines::new(&context).unwrap();
+        let pipelines = Pipelines::new(&context).unwrap();
         let features = context.features();
         for (heads, kv_heads, head_dim) in [(4, 1, 256), (8, 4, 256), (32, 16, 128), (8, 2, 64)] {
             for cache_dtype in [DType::F32, DType::F16, DType::Q8_0] {

@@ -39,6 +39,24 @@ const TILES: [Tile; 12] = [
     Tile { slices: 3, ..variant(128, 128, 32, (64, 32), 2) },
 ];
 
+/// For at most 16 tokens, for subgroups of 32.
+const NARROW: [Tile; 14] = [
+    variant(16, 32, 64, (16, 16), 2),
+    variant(16, 64, 64, (16, 16), 1),
+    variant(16, 64, 64, (16, 16), 2),
+    variant(16, 128, 64, (16, 16), 1),
+    variant(16, 128, 32, (16, 32), 2),
+    variant(16, 64, 128, (16, 16), 1),
+    variant(16, 32, 128, (16, 16), 1),
+    variant(16, 128, 128, (16, 32), 1),
+    Tile { slices: 2, ..variant(16, 64, 64, (16, 16), 1) },
+    Tile { slices: 4, ..variant(16, 64, 64, (16, 16), 1) },
+    Tile { slices: 8, ..variant(16, 64, 64, (16, 16), 1) },
+    Tile { slices: 4, ..variant(16, 128, 64, (16, 16), 1) },
+    Tile { slices: 4, ..variant(16, 32, 128, (16, 16), 1) },
+    variant(64, 128, 64, (32, 32), 1),
+];
+
 const TO_HALF: &str = "to half";
 
 /// Numbers by counter.
@@ -200,7 +218,8 @@ pub fn measure(index: Option<usize>, tokens: usize, plain: bool, out: &mut dyn W
             let bench = Bench::new(&mut lab, dtype, columns, rows, tokens)?;
             let convert = to_half(&features, bench.input, bench.halves, tokens);
             bench.line(&mut lab, TO_HALF, &[convert], out)?;
-            for tile in TILES {
+            let tiles = if tokens <= 16 { &NARROW[..] } else { &TILES[..] };
+            for &tile in tiles {
                 let fits = tile.shared_bytes() <= features.shared_bytes as usize;
                 if features.matrix_f16.is_none() || !fits || tile.slices > 1 && rows.len() > 1 {
                     continue;

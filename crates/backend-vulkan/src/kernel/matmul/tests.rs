@@ -196,7 +196,7 @@ fn formats_without_room_for_f16_stay_in_f32() {
 #[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 fn every_kernel_compiles() {
     let Ok(context) = Context::open(None) else { return eprintln!("skipped: no device") };
-    let mut pipelines = Pipelines::new(&context).unwrap();
+    let pipelines = Pipelines::new(&context).unwrap();
     let features = context.features();
     for dtype in DType::ALL {
         let columns = 256;

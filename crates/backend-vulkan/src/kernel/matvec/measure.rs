@@ -58,7 +58,7 @@ const TILINGS: [Tiling; 22] = [
 ];
 
 /// Tilings for gate and up: 32 rows a workgroup, or multiples.
-const GATED: [Tiling; 9] = [
+const GATED: [Tiling; 14] = [
     tiling(4, 1, 8, 1),
     tiling(4, 1, 8, 2),
     tiling(2, 1, 16, 1),
@@ -68,6 +68,11 @@ const GATED: [Tiling; 9] = [
     tiling(8, 1, 4, 1),
     tiling(4, 2, 16, 1),
     tiling(2, 2, 32, 1),
+    tiling(1, 1, 4, 1),
+    tiling(2, 1, 4, 1),
+    tiling(1, 1, 8, 1),
+    tiling(2, 1, 8, 1),
+    tiling(1, 1, 4, 2),
 ];
 
 /// A lab with activations.
@@ -76,6 +81,7 @@ struct Bench<'a> {
     input: Quantized,
     output: View,
     quants: Quantized,
+    arrivals: u64,
 }
 
 impl Bench<'_> {
@@ -95,7 +101,7 @@ impl Bench<'_> {
     fn products(&mut self, dtype: DType, columns: usize, out: &mut dyn Write) -> Result<(), BackendError> {
         let memory = self.lab.allocate(BYTES + (900 << 20))?;
         for (name, width, rows, gated) in SHAPES {
-            if columns > 1 && (name.starts_with("1b") || name.ends_with("head")) {
+            if name.starts_with("1b") || columns > 1 && name.ends_with("head") {
                 continue;
             }
             let weight = |address, rows| Weight { address, dtype, rows, columns: width };
@@ -117,7 +123,10 @@ impl Bench<'_> {
                         let input = Input::Quantized(self.input);
                         let features = self.lab.features();
                         if gated {
-                            let target = Gated::Quantized(self.quants);
+                            let whole = (tiling.rows * tiling.subgroups / tiling.split).is_multiple_of(32);
+                            let shared =
+                                Gated::Shared { quantized: self.quants, floats: self.output, arrivals: self.arrivals };
+                            let target = if whole { Gated::Quantized(self.quants) } else { shared };
                             return gate_up(features, parts[0].0, parts[1].0, input, target, columns, tiling);
                         }
                         matvec(features, &parts, input, columns, tiling)
@@ -157,9 +166,11 @@ pub fn measure(index: Option<usize>, out: &mut dyn Write) -> Result<(), BackendE
     let quants = Quantized { values, sums: values + (1 << 19) };
     let output = View { address: lab.allocate(8 * 4 * pitch(262_208) + (2 << 20))?, width: 1 };
     let input = Quantized { values: lab.allocate(1 << 20)?, sums: lab.allocate(1 << 20)? };
-    let mut bench = Bench { lab: &mut lab, input, output, quants };
+    let arrivals = lab.upload(&[0; 1 << 14])?.address;
+    let output = View { width: 21504, ..output };
+    let mut bench = Bench { lab: &mut lab, input, output, quants, arrivals };
     bench.norms(out)?;
-    for (dtype, columns) in [(DType::Q4_0, 1), (DType::Q4_0, 8), (DType::Q4_K, 1)] {
+    for (dtype, columns) in [(DType::Q4_0, 1), (DType::Q4_K, 1), (DType::Q4_0, 4), (DType::Q4_0, 8)] {
         bench.products(dtype, columns, out)?;
     }
     Ok(())

@@ -73,10 +73,10 @@ pub(crate) fn tiling(features: &Features, dtype: DType, rows: usize, units: usiz
         return tiling;
     }
     if rows >= WANTED {
-        let costly = matches!(dtype, DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K);
-        return match units >= 8 * features.subgroup as usize {
-            true if !costly => Tiling { rows: 2, split: 1, subgroups: 1, unroll: 2 },
-            _ => Tiling { rows: if costly { 2 } else { 1 }, split: 1, subgroups, unroll: 1 },
+        return match (is_costly(dtype), units >= 8 * features.subgroup as usize) {
+            (false, false) => Tiling { rows: 1, split: 1, subgroups, unroll: 1 },
+            (false, true) => Tiling { rows: 2, split: 1, subgroups: 1, unroll: 2 },
+            (true, _) => Tiling { rows: 2, split: 1, subgroups, unroll: 2 },
         };
     }
     let mut split = 1;
@@ -88,9 +88,15 @@ pub(crate) fn tiling(features: &Features, dtype: DType, rows: usize, units: usiz
 }
 
 /// The tiling for gate and up whose rows are whole blocks of 32 for a workgroup, so that it can quantize them.
-pub(crate) fn gated_tiling(features: &Features) -> Tiling {
-    let subgroups = (512 / features.subgroup).clamp(1, 32).min(features.workgroup_max / features.subgroup);
+pub(crate) fn gated_tiling(features: &Features, dtype: DType) -> Tiling {
+    let lanes = if is_costly(dtype) { 256 } else { 512 };
+    let subgroups = (lanes / features.subgroup).clamp(1, 32).min(features.workgroup_max / features.subgroup);
     Tiling { rows: 32u32.div_ceil(subgroups), split: 1, subgroups, unroll: 1 }
+}
+
+/// Whether a unit's scales take more work than its quants, so that a lane better has several rows at hand.
+fn is_costly(dtype: DType) -> bool {
+    matches!(dtype, DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K)
 }
 
 /// The tiling for gate and up where workgroups share blocks.
@@ -120,7 +126,6 @@ pub(crate) fn matvec(
         bytes: bytes(&weights) + (4 * columns * rows) as u64,
         operations: 2 * (columns * rows * weights[0].columns) as u64,
         label: label("linear", &weights, columns),
-        streams: streams(&weights),
         ..Dispatch::default()
     }
 }
@@ -154,7 +159,6 @@ pub(crate) fn gate_up(
         bytes: bytes(&weights) + (columns * gate.rows) as u64,
         operations: 4 * (columns * gate.rows * gate.columns) as u64,
         label: label("gate_up", &weights, columns),
-        streams: streams(&weights),
         ..Dispatch::default()
     }
 }
@@ -209,10 +213,6 @@ fn push(weights: &[Weight], targets: &[(u64, usize)], (target_sums, arrivals): (
         push = push.number(targets.get(index).map_or(0, |target| target.1));
     }
     push
-}
-
-fn streams(weights: &[Weight]) -> Vec<(u64, u64)> {
-    weights.iter().map(|weight| (weight.address, weight.bytes() as u64)).collect()
 }
 
 fn bytes(weights: &[Weight]) -> u64 {
