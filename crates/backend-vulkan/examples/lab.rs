@@ -1,4 +1,5 @@
-//! Measures kernels on a device: `lab [TOKENS] [plain]`, or `lab matvec`. `LAPIDARY_VULKAN_DEVICE` chooses the device by number.
+//! Measures kernels on a device: `lab [TOKENS] [plain]`, or `lab matvec`. `LAPIDARY_VULKAN_DEVICE` chooses the device
+//! by number.
 
 #![allow(clippy::print_stderr, reason = "a program's errors go there")]
 

@@ -46,7 +46,7 @@ fn line(compiled: &Compiled, with_assembly: bool) -> Value {
     if let Some(weights) = compiled.weights_per_iteration {
         line["weights_per_iteration"] = weights.into();
     }
-    if with_assembly && compiled.hot_loop {
+    if with_assembly && (compiled.hot_loop || compiled.name.contains("_matrix")) {
         line["assembly"] = compiled.assembly.clone().into();
     }
     line

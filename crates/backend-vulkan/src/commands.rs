@@ -2,17 +2,13 @@
 //! semaphore.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use ash::vk;
 use tensor::BackendError;
 
-use crate::context::{Context, Queue};
+use crate::context::{Context, Queue, TIMEOUT};
 use crate::dispatch::Dispatch;
 use crate::pipeline::Pipelines;
-
-/// How long the device may take for one submission before it counts as hung.
-const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Makes command buffers for one queue and counts what was submitted.
 pub(crate) struct Commands {
@@ -136,8 +132,9 @@ impl Commands {
             .signal_semaphore_infos(std::slice::from_ref(&signal));
         let queue = self.queue.raw.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // SAFETY: the buffers are recorded; the lock keeps the queue to this thread.
-        unsafe { self.context.raw.queue_submit2(*queue, &[info], vk::Fence::null()) }
-            .map_err(|error| self.context.failure("a submission", error))?;
+        let submit = || unsafe { self.context.raw.queue_submit2(*queue, &[info], vk::Fence::null()) };
+        let result = if self.context.is_hung() { Err(vk::Result::TIMEOUT) } else { self.context.faults.submission() };
+        result.and_then(|()| submit()).map_err(|error| self.context.failure("a submission", error))?;
         self.submitted = value;
         Ok(value)
     }
@@ -149,15 +146,15 @@ impl Commands {
     pub(crate) fn wait(&self, value: u64) -> Result<(), BackendError> {
         let (semaphores, values) = ([self.timeline], [value]);
         let info = vk::SemaphoreWaitInfo::default().semaphores(&semaphores).values(&values);
+        // A device that has hung once is only asked.
+        let timeout = if self.context.is_hung() { 0 } else { TIMEOUT.as_nanos() as u64 };
         // SAFETY: the semaphore is alive.
-        match unsafe { self.context.raw.wait_semaphores(&info, TIMEOUT.as_nanos() as u64) } {
-            Ok(()) => Ok(()),
-            Err(vk::Result::TIMEOUT) => Err(BackendError::Device {
-                device: self.context.features().name.clone(),
-                problem: format!("it did not finish its work within {} s", TIMEOUT.as_secs()),
-            }),
-            Err(error) => Err(self.context.failure("a pass", error)),
+        let result = unsafe { self.context.raw.wait_semaphores(&info, timeout) };
+        let result = self.context.faults.wait(result);
+        if result == Err(vk::Result::TIMEOUT) {
+            self.context.set_hung();
         }
+        result.map_err(|error| self.context.failure("a pass", error))
     }
 
     /// The semaphore that [`Commands::submit`] counts on.
@@ -191,8 +188,10 @@ impl Commands {
         self.record(buffer, record)?;
         let value = self.submit(&[buffer])?;
         let result = self.wait(value);
-        // SAFETY: it is done, or the device is lost.
-        unsafe { self.context.raw.free_command_buffers(self.pool, &[buffer]) };
+        if !self.context.is_hung() {
+            // SAFETY: it is done, or the device is lost.
+            unsafe { self.context.raw.free_command_buffers(self.pool, &[buffer]) };
+        }
         result
     }
 }
@@ -200,6 +199,9 @@ impl Commands {
 impl Drop for Commands {
     fn drop(&mut self) {
         let _ = self.wait_all();
+        if self.context.is_hung() {
+            return;
+        }
         // SAFETY: nothing is running any more, or the device is lost.
         unsafe {
             self.context.raw.destroy_semaphore(self.timeline, None);

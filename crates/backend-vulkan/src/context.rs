@@ -1,12 +1,19 @@
 //! The Vulkan instance and an opened device with its queues.
 
 use std::ffi::CStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use ash::vk;
 use tensor::BackendError;
 
+use crate::faults::Faults;
 use crate::features::{self, DeviceKind, Features};
+use crate::memory::available;
+
+/// How long the device may take for one submission before it counts as hung.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A device of this machine.
 #[derive(Clone, Debug)]
@@ -23,6 +30,8 @@ pub struct DeviceInfo {
 pub(crate) struct Instance {
     pub(crate) entry: ash::Entry,
     pub(crate) raw: ash::Instance,
+    /// Whether a device of it is left that can't be destroyed.
+    keep: bool,
 }
 
 impl Instance {
@@ -33,7 +42,10 @@ impl Instance {
     pub(crate) fn new() -> Result<Instance, String> {
         // SAFETY: the loader is a library that runs no code that could break ours when it is loaded.
         let entry = unsafe { ash::Entry::load() }.map_err(|error| {
-            format!("no Vulkan loader was found ({error})\n\nhint: install the Vulkan loader (Debian: libvulkan1) and the driver of the graphics card")
+            format!(
+                "no Vulkan loader was found ({error})\n\nhint: install the Vulkan loader (Debian: libvulkan1) and the \
+                 driver of the graphics card"
+            )
         })?;
         // SAFETY: the entry was loaded just now.
         let version = unsafe { entry.try_enumerate_instance_version() }.ok().flatten().unwrap_or(vk::API_VERSION_1_0);
@@ -49,15 +61,15 @@ impl Instance {
         // SAFETY: the structures live until the call returns.
         let raw = unsafe { entry.create_instance(&info, None) }
             .map_err(|error| format!("no Vulkan instance could be created: {error}"))?;
-        Ok(Instance { entry, raw })
+        Ok(Instance { entry, raw, keep: false })
     }
 
-    /// All devices, usable or not.
-    pub(crate) fn devices(&self) -> Vec<(vk::PhysicalDevice, DeviceInfo)> {
+    /// All devices, usable or not. `lacking` names a feature that counts as missing, for tests.
+    pub(crate) fn devices(&self, lacking: Option<&str>) -> Vec<(vk::PhysicalDevice, DeviceInfo)> {
         // SAFETY: the instance is alive.
         let devices = unsafe { self.raw.enumerate_physical_devices() }.unwrap_or_default();
         let describe = |(index, device)| {
-            let (features, usable) = features::find(&self.entry, &self.raw, device);
+            let (features, usable) = features::find(&self.entry, &self.raw, device, lacking);
             (device, DeviceInfo { index, features, problem: usable.err() })
         };
         devices.into_iter().enumerate().map(describe).collect()
@@ -66,6 +78,9 @@ impl Instance {
 
 impl Drop for Instance {
     fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
         // SAFETY: devices hold the instance in an `Arc`, so none is left.
         unsafe { self.raw.destroy_instance(None) };
     }
@@ -84,6 +99,11 @@ pub(crate) struct Context {
     pub(crate) transfer: Queue,
     /// Bytes per second that copies within the memory read and write, once measured.
     pub(crate) bandwidth: OnceLock<f64>,
+    /// What is to go wrong, in tests.
+    pub(crate) faults: Faults,
+    /// Whether the device did not finish its work in time. What it may still use is never freed, and nobody waits for
+    /// it again.
+    hung: AtomicBool,
 }
 
 /// A queue and its family. Submissions take turns.
@@ -99,9 +119,17 @@ impl Context {
     /// # Errors
     /// [`BackendError::Unsupported`] without Vulkan or such a device; [`BackendError::Device`] if it can't be opened.
     pub(crate) fn open(index: Option<usize>) -> Result<Arc<Context>, BackendError> {
+        Self::open_with(index, Faults::default())
+    }
+
+    /// As [`Context::open`], with what is to go wrong.
+    ///
+    /// # Errors
+    /// As [`Context::open`].
+    pub(crate) fn open_with(index: Option<usize>, faults: Faults) -> Result<Arc<Context>, BackendError> {
         let unsupported = |problem: String| BackendError::Unsupported { device: "vulkan".into(), problem };
         let instance = Instance::new().map_err(unsupported)?;
-        let devices = instance.devices();
+        let devices = instance.devices(faults.missing_feature());
         let (physical, info) = choose(devices, index).map_err(unsupported)?;
         let families = families(&instance.raw, physical);
         let (compute, transfer) = choose_families(&families).ok_or_else(|| unsupported("no queue computes".into()))?;
@@ -113,8 +141,18 @@ impl Context {
         let second = transfer.map_or_else(|| first.clone(), queue);
         // SAFETY: the device is of this instance.
         let memory = unsafe { instance.raw.get_physical_device_memory_properties(physical) };
-        let bandwidth = OnceLock::new();
-        Ok(Arc::new(Context { physical, raw, info, memory, queue: first, transfer: second, instance, bandwidth }))
+        Ok(Arc::new(Context {
+            instance,
+            physical,
+            raw,
+            info,
+            memory,
+            queue: first,
+            transfer: second,
+            bandwidth: OnceLock::new(),
+            faults,
+            hung: AtomicBool::new(false),
+        }))
     }
 
     /// What the device can do.
@@ -127,18 +165,45 @@ impl Context {
         let device = self.features().name.clone();
         let problem = match error {
             vk::Result::ERROR_DEVICE_LOST => format!(
-                "the device was lost during {what}\n\nhint: the driver reset it, as it does when one piece of work takes \
-                 too long or the system is short of memory; the kernel's log may say more"
+                "the device was lost during {what}\n\nhint: the driver reset it, as it does when one piece of work \
+                 takes too long or the system is short of memory; the kernel's log may say more. Starting again \
+                 opens the device anew"
+            ),
+            vk::Result::TIMEOUT => format!(
+                "{what} did not end within {} s\n\nhint: the device hangs, or another program keeps it busy. \
+                 Starting again opens the device anew; if it still hangs, restart the machine",
+                TIMEOUT.as_secs()
+            ),
+            vk::Result::ERROR_OUT_OF_DEVICE_MEMORY | vk::Result::ERROR_OUT_OF_HOST_MEMORY => format!(
+                "out of memory during {what}; {} bytes of the device's memory are free\n\nhint: end other programs \
+                 that use the device, or choose a shorter context",
+                available(self)
             ),
             error => format!("{what}: {error}"),
         };
         BackendError::Device { device, problem }
     }
+
+    /// Remembers that the device did not finish in time.
+    pub(crate) fn set_hung(&self) {
+        self.hung.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the device did not finish in time once, so that it may still use whatever it was given.
+    pub(crate) fn is_hung(&self) -> bool {
+        self.hung.load(Ordering::Relaxed)
+    }
 }
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: whoever made objects of the device holds it in an `Arc`, so none is left.
+        if self.is_hung() {
+            // Neither can be waited for nor destroyed. The instance below it stays too: see `Instance`.
+            self.instance.keep = true;
+            return;
+        }
+        // SAFETY: whoever made objects of the device holds it in an `Arc`, so none is left. A lost device does not
+        // keep anyone waiting.
         unsafe {
             let _ = self.raw.device_wait_idle();
             self.raw.destroy_device(None);

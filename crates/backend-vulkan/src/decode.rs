@@ -459,6 +459,9 @@ impl Decoder {
 
 impl Drop for Decoder {
     fn drop(&mut self) {
+        if self.context.is_hung() {
+            return;
+        }
         if let Some(pool) = self.queries {
             // SAFETY: the commands that use it were waited for when they were dropped.
             unsafe { self.context.raw.destroy_query_pool(pool, None) };

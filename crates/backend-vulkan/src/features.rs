@@ -88,8 +88,8 @@ impl Required<'_> {
         Required { core, v11, v12, v13 }
     }
 
-    /// The required features that are missing.
-    pub(crate) fn missing(&self) -> Vec<&'static str> {
+    /// The required features that are missing; `lacking` is one in any case.
+    pub(crate) fn missing(&self, lacking: Option<&str>) -> Vec<&'static str> {
         let required = [
             (self.core.shader_int16, "shaderInt16"),
             (self.v11.storage_buffer16_bit_access, "storageBuffer16BitAccess"),
@@ -104,7 +104,11 @@ impl Required<'_> {
             (self.v13.synchronization2, "synchronization2"),
             (self.v13.maintenance4, "maintenance4"),
         ];
-        required.into_iter().filter(|(has, _)| *has == vk::FALSE).map(|(_, name)| name).collect()
+        required
+            .into_iter()
+            .filter(|(has, name)| *has == vk::FALSE || lacking == Some(name))
+            .map(|(_, name)| name)
+            .collect()
     }
 
     /// Whether pipelines can ask for the size of their subgroups.
@@ -152,7 +156,7 @@ impl<'a> Required<'a> {
     }
 }
 
-/// Finds out what a device can do.
+/// Finds out what a device can do. `lacking` names a required feature that counts as missing, for tests.
 ///
 /// # Errors
 /// Why it can't be used, in words.
@@ -160,6 +164,7 @@ pub(crate) fn find(
     entry: &ash::Entry,
     instance: &ash::Instance,
     device: vk::PhysicalDevice,
+    lacking: Option<&str>,
 ) -> (Features, Result<(), String>) {
     let mut driver = vk::PhysicalDeviceDriverProperties::default();
     let mut v11 = vk::PhysicalDeviceVulkan11Properties::default();
@@ -194,7 +199,10 @@ pub(crate) fn find(
     };
     if !new_enough {
         let (major, minor) = (vk::api_version_major(version), vk::api_version_minor(version));
-        return (features, Err(format!("expected Vulkan 1.3, found {major}.{minor}")));
+        return (
+            features,
+            Err(format!("expected Vulkan 1.3, found {major}.{minor}\n\nhint: a newer driver may have it")),
+        );
     }
     features.driver = format!("{} {}", text(&driver.driver_name), text(&driver.driver_info)).trim().to_owned();
     features.subgroup = v11.subgroup_size;
@@ -212,25 +220,21 @@ pub(crate) fn find(
     if has(ash::khr::cooperative_matrix::NAME) {
         (features.matrix_f16, features.matrix_i8) = matrices(entry, instance, device);
     }
-    let usable = usable(&features, &required, &v11);
+    let usable = usable(&features, &required.missing(lacking), &v11);
     (features, usable)
 }
 
-fn usable(
-    features: &Features,
-    required: &Required<'_>,
-    v11: &vk::PhysicalDeviceVulkan11Properties<'_>,
-) -> Result<(), String> {
+fn usable(features: &Features, missing: &[&str], v11: &vk::PhysicalDeviceVulkan11Properties<'_>) -> Result<(), String> {
     if let Some(problem) = known_problem(&features.name, &features.driver) {
         return Err(problem);
     }
-    let missing = required.missing();
+    const HINT: &str = "hint: a newer driver may have it";
     if !missing.is_empty() {
-        return Err(format!("the driver lacks {}", missing.join(", ")));
+        return Err(format!("the driver lacks {}\n\n{HINT}", missing.join(", ")));
     }
     let operations = vk::SubgroupFeatureFlags::ARITHMETIC | vk::SubgroupFeatureFlags::SHUFFLE;
     if !v11.subgroup_supported_operations.contains(operations) {
-        return Err("the driver lacks subgroup arithmetic and shuffles".into());
+        return Err(format!("the driver lacks subgroup arithmetic and shuffles\n\n{HINT}"));
     }
     if features.subgroup_range.1 < 8 {
         return Err(format!("expected subgroups of at least 8 lanes, found {}", features.subgroup_range.1));

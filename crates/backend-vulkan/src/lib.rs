@@ -5,6 +5,7 @@ mod commands;
 mod context;
 mod decode;
 mod dispatch;
+mod faults;
 mod features;
 mod kernel;
 mod lab;
@@ -23,6 +24,9 @@ mod trace;
 mod upload;
 
 pub use context::DeviceInfo;
+#[cfg(any(test, debug_assertions))]
+#[doc(hidden)]
+pub use faults::Fault;
 pub use features::{DeviceKind, Features, MatrixShape};
 #[doc(hidden)]
 pub use kernel::matmul::measure as measure_matmul;
@@ -34,6 +38,8 @@ use std::sync::Arc;
 use tensor::{Backend, BackendError, Capabilities, DType, LoadOptions, Loaded, Program, WeightSource};
 
 use context::Context;
+#[cfg(any(test, debug_assertions))]
+use faults::Faults;
 use pipeline::Pipelines;
 
 /// A device that Vulkan lists.
@@ -50,7 +56,20 @@ impl VulkanBackend {
     /// [`BackendError::Unsupported`] without Vulkan or without such a device; [`BackendError::Device`] if it can't be
     /// opened.
     pub fn open(index: Option<usize>) -> Result<VulkanBackend, BackendError> {
-        let context = Context::open(index)?;
+        Self::with(Context::open(index)?)
+    }
+
+    /// As [`VulkanBackend::open`], with a failure to come: for tests of what is made of it.
+    ///
+    /// # Errors
+    /// As [`VulkanBackend::open`], or the failure.
+    #[cfg(any(test, debug_assertions))]
+    #[doc(hidden)]
+    pub fn open_with_fault(index: Option<usize>, fault: Fault) -> Result<VulkanBackend, BackendError> {
+        Self::with(Context::open_with(index, Faults::new(Some(fault)))?)
+    }
+
+    fn with(context: Arc<Context>) -> Result<VulkanBackend, BackendError> {
         let pipelines = Arc::new(Pipelines::new(&context)?);
         Ok(VulkanBackend { context, pipelines })
     }
@@ -75,7 +94,7 @@ impl VulkanBackend {
 /// That there is no Vulkan, in words.
 pub fn devices() -> Result<Vec<DeviceInfo>, String> {
     let instance = context::Instance::new()?;
-    Ok(instance.devices().into_iter().map(|(_, info)| info).collect())
+    Ok(instance.devices(None).into_iter().map(|(_, info)| info).collect())
 }
 
 impl Backend for VulkanBackend {

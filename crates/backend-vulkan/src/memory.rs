@@ -155,7 +155,8 @@ impl Arena {
             | vk::Result::ERROR_OUT_OF_POOL_MEMORY => Err(BackendError::OutOfMemory {
                 device: self.context.features().name.clone(),
                 what: what.into(),
-                needed: size,
+                // What is still to come with it would not fit either.
+                needed: size.max(self.expected),
                 available: available(&self.context),
             }),
             error => Err(self.context.failure("an allocation", error)),
@@ -200,6 +201,7 @@ impl Arena {
     }
 
     fn block(&self, size: u64, memory_type: u32) -> Result<Block, vk::Result> {
+        self.context.faults.allocation()?;
         let device = &self.context.raw;
         let usage = vk::BufferUsageFlags::STORAGE_BUFFER
             | vk::BufferUsageFlags::SHADER_DEVICE_ADDRESS
@@ -253,6 +255,9 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
+        if self.context.is_hung() {
+            return;
+        }
         for block in &self.blocks {
             // SAFETY: whoever drops an arena has waited for the device to be done with it.
             unsafe {

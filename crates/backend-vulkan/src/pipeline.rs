@@ -103,6 +103,9 @@ impl Pipelines {
 impl Drop for Pipelines {
     fn drop(&mut self) {
         self.save();
+        if self.context.is_hung() {
+            return;
+        }
         // SAFETY: whoever drops them has waited for the device.
         unsafe {
             let device = &self.context.raw;

@@ -27,13 +27,14 @@ use crate::record::{BatchAddresses, Counts, Recorder};
 use model::{SHAPES, Shape};
 
 /// Tokens and output rows of the passes whose pipelines are compiled, and whether every token is of its own sequence.
-const PASSES: [(usize, usize, bool); 8] = [
+const PASSES: [(usize, usize, bool); 9] = [
     (1, 1, true),
     (2, 2, true),
     (4, 4, true),
     (8, 8, true),
-    // The end of a prompt, a short one, a long one, and one whose logits are all wanted.
+    // The end of a prompt, short ones, a long one, and one whose logits are all wanted.
     (4, 1, false),
+    (16, 1, false),
     (64, 1, false),
     (512, 1, false),
     (512, 512, false),
@@ -195,9 +196,9 @@ fn compile_one(context: &Context, layout: vk::PipelineLayout, kernel: &Kernel) -
         name: kernel.shader.clone(),
         specialization: specialization(kernel),
         subgroup: kernel.subgroup,
-        declared_waves: declared_lanes(&kernel.shader) / kernel.subgroup,
+        declared_waves: declared_lanes(kernel) / kernel.subgroup,
         statistics,
-        hot_loop: weights_per_iteration.is_some() || kernel.shader.contains("_matrix"),
+        hot_loop: weights_per_iteration.is_some() || kernel.shader.starts_with("matmul_matrix"),
         weights_per_iteration,
         assembly,
     })
@@ -230,22 +231,25 @@ fn specialization(kernel: &Kernel) -> Vec<(&'static str, u32)> {
     std::iter::once(("WORKGROUP", kernel.workgroup)).chain(own).collect()
 }
 
-/// Lanes that a SIMD of an AMD device has to hold at once for a shader to be as fast as it was meant to be.
+/// Lanes that a SIMD of an AMD device has to hold at once for a kernel to be as fast as it was meant to be.
 ///
 /// A SIMD of RDNA 3 holds 16 subgroups of 32 lanes at most, and 1024 registers for 32 lanes on gfx1103. There are 24
 /// SIMDs in a Radeon 780M; at 89.6 GB/s and about a microsecond until a load is back, 89.6 KB must be on the way, 3.7
 /// KB to a SIMD. 8 subgroups of 32 lanes with one load of 16 bytes each are 4 KB.
-fn declared_lanes(shader: &str) -> u32 {
-    match stem(shader) {
+fn declared_lanes(kernel: &Kernel) -> u32 {
+    match stem(&kernel.shader) {
         // Bound by memory: as above.
-        "matvec" | "matvec_floats" => 256,
-        // As above, but a lane has several positions in flight, each two loads of 16 bytes.
-        "attention_decode" => 128,
+        "matvec" | "matvec_floats" if kernel.constants[1] == 1 => 8 * 32,
+        // With several columns a lane takes two rows or more, so that half as many have as much on the way, and every
+        // weight is multiplied several times.
+        "matvec" | "matvec_floats" => 4 * 32,
+        // Bound by memory, but a lane has four positions in flight, each with a load or two of 16 bytes.
+        "attention_decode" => 4 * 32,
         // Bound by arithmetic, and most of their registers are sums: two subgroups hide the latency of the ALU, and
         // while one workgroup waits for its tile another one computes.
-        "matmul" | "matmul_matrix" | "attention_prefill" | "attention_prefill_matrix" => 64,
-        // Little work in one or a few workgroups: what counts is that they start.
-        _ => 256,
+        "matmul" | "matmul_matrix" | "attention_prefill" | "attention_prefill_matrix" => 2 * 32,
+        // Little work, in one or a few workgroups: more than these would not run at once.
+        _ => 8 * 32,
     }
 }
 

@@ -76,6 +76,9 @@ impl Trace {
 
 impl Drop for Trace {
     fn drop(&mut self) {
+        if self.context.is_hung() {
+            return;
+        }
         // SAFETY: whoever drops it has waited for what uses it.
         unsafe { self.context.raw.destroy_query_pool(self.pool, None) };
     }

@@ -39,8 +39,9 @@ struct Slot {
 /// Fills weights. Dropping it waits for the device.
 pub(crate) struct Uploader {
     context: Arc<Context>,
-    transfer: Commands,
+    // Before the transfers, whose semaphore its submissions wait for.
     compute: Commands,
+    transfer: Commands,
     slots: Vec<Slot>,
     next: usize,
     threads: usize,

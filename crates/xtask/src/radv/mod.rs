@@ -8,9 +8,9 @@
 //!  "statistics": {"VGPRs": 64, "Spilled VGPRs": 0}, "hot_loop": true, "weights_per_iteration": 32, "assembly": "…"}
 //! ```
 //!
-//! `statistics` has all that the driver reports; `hot_loop` marks shaders that decode weights, and only those need
-//! `assembly`. `hot_loop` and `weights_per_iteration`, the weights that one lane decodes in an iteration, may be left
-//! out.
+//! `statistics` has all that the driver reports; `hot_loop` marks shaders that decode weights, `_matrix` in the name
+//! those that have to use matrix instructions: only these need `assembly`. `hot_loop` and `weights_per_iteration`, the
+//! weights that one lane decodes in an iteration, may be left out.
 
 mod assembly;
 mod pipeline;
@@ -66,8 +66,7 @@ fn compile() -> Result<Option<(String, Vec<Pipeline>)>> {
         return Ok(None);
     }
     let Some(radv) = lavapipe::radv() else { return Ok(None) };
-    let arguments =
-        ["run", "--release", "--locked", "--quiet", "--package", "backend-vulkan", "--example", "pipelines"];
+    let arguments = ["run", "--locked", "--quiet", "--package", "backend-vulkan", "--example", "pipelines"];
     let mut command = Command::new(cargo());
     command.args(arguments).args(["--", "--assembly"]).current_dir(root());
     command.envs(radv.environment).env("RADV_FORCE_FAMILY", FAMILY);

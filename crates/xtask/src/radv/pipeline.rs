@@ -20,8 +20,10 @@ pub(super) struct Pipeline {
     pub declared_waves: u64,
     /// The driver's statistics, by the driver's names.
     pub statistics: BTreeMap<String, u64>,
-    /// For shaders that decode weights: their loop.
+    /// For shaders that decode weights or multiply matrices: their loop.
     pub hot_loop: Option<HotLoop>,
+    /// For shaders that have to use matrix instructions (WMMA): how many are in their machine code.
+    pub matrix_instructions: Option<usize>,
 }
 
 /// The loop of a shader that decodes weights.
@@ -67,6 +69,7 @@ impl Pipeline {
             declared_waves: number("declared_waves")?,
             statistics: map("statistics")?.iter().filter_map(statistic).collect(),
             hot_loop: None,
+            matrix_instructions: None,
         };
         for name in ["SGPRs", "VGPRs", SPILLED_SCALAR, SPILLED_VECTOR, SCRATCH, OCCUPANCY, "LDS size", "Code size"] {
             let known = || pipeline.statistics.keys().cloned().collect::<Vec<_>>().join("`, `");
@@ -76,6 +79,10 @@ impl Pipeline {
             let text = value["assembly"].as_str().context("expected a text `assembly` beside `hot_loop`")?;
             let weights = value["weights_per_iteration"].as_u64();
             pipeline.hot_loop = Some(HotLoop { mix: assembly::hot_loop(text), weights });
+        }
+        if pipeline.name.contains("_matrix") {
+            let text = value["assembly"].as_str().context("expected a text `assembly` of a shader with matrices")?;
+            pipeline.matrix_instructions = Some(text.matches("v_wmma_").count());
         }
         Ok(pipeline)
     }
@@ -113,6 +120,9 @@ impl Pipeline {
         if waves < declared {
             let title = self.title();
             problems.push(format!("{title}: `{OCCUPANCY}`: expected at least {declared}, found {waves}"));
+        }
+        if self.matrix_instructions == Some(0) {
+            problems.push(format!("{}: expected matrix instructions, found none", self.title()));
         }
         problems
     }
@@ -178,6 +188,10 @@ mod tests {
         assert!(pipeline.problems().is_empty());
         pipeline.subgroup = 64;
         assert!(pipeline.problems()[0].ends_with("expected at least 16, found 8"));
+        (pipeline.subgroup, pipeline.matrix_instructions) = (32, Some(0));
+        assert!(pipeline.problems()[0].ends_with("expected matrix instructions, found none"));
+        pipeline.matrix_instructions = Some(1);
+        assert!(pipeline.problems().is_empty());
     }
 
     #[test]

@@ -118,8 +118,8 @@ fn matrix_subgroup(features: &Features) -> Option<u32> {
 }
 
 /// The tile for a number of tokens. Weights whose scales cost much to decode get wide tiles, so that they are decoded
-/// less often (measured: `docs/vulkan-notes.md`); not on AMD, where matrix instructions want their operands twice, so that
-/// such a tile does not fit into the registers.
+/// less often (measured: `docs/vulkan-notes.md`); not on AMD, where matrix instructions want their operands twice, so
+/// that such a tile does not fit into the registers.
 pub(crate) fn tile(features: &Features, dtype: DType, tokens: usize) -> Tile {
     let wide = matrix_subgroup(features) == Some(64);
     let amd = features.subgroup_range == (32, 64);
