@@ -6,6 +6,9 @@
 #include "matvec.glsl"
 
 void main() {
+    if (touches()) {
+        return;
+    }
     const Place at = place();
     clear_sums();
     Vec4s activations = Vec4s(p.activations);

@@ -245,7 +245,9 @@ impl Recorder<'_> {
         let (gate, up) = (self.buffers.weight_of(gate), self.buffers.weight_of(up));
         let floats = self.buffers.view(output);
         let dtype = gate.dtype;
-        let (target, tiling) = match (forms.quants, forms.floats) {
+        // With many columns a workgroup of whole blocks does not fit AMD's registers.
+        let shares = forms.floats || rows > 4 && self.features.subgroup_range == (32, 64);
+        let (target, tiling) = match (forms.quants, shares) {
             (false, _) => (Gated::Floats(floats), shared_tiling(self.features, rows)),
             (true, false) => (Gated::Quantized(self.buffers.quants(output)), gated_tiling(self.features, dtype)),
             (true, true) => {

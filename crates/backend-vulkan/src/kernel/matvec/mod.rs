@@ -89,7 +89,13 @@ pub(crate) fn tiling(features: &Features, dtype: DType, rows: usize, units: usiz
 
 /// The tiling for gate and up whose rows are whole blocks of 32 for a workgroup, so that it can quantize them.
 pub(crate) fn gated_tiling(features: &Features, dtype: DType) -> Tiling {
-    let lanes = if is_costly(dtype) { 256 } else { 512 };
+    // On AMD more than two rows of both matrices take registers that other subgroups of the SIMD need
+    // (`docs/vulkan-gfx1103.md`).
+    let lanes = match (features.subgroup_range == (32, 64), is_costly(dtype)) {
+        (true, _) => 16 * features.subgroup,
+        (false, true) => 256,
+        (false, false) => 512,
+    };
     let subgroups = (lanes / features.subgroup).clamp(1, 32).min(features.workgroup_max / features.subgroup);
     Tiling { rows: 32u32.div_ceil(subgroups), split: 1, subgroups, unroll: 1 }
 }
@@ -160,7 +166,8 @@ pub(crate) fn gate_up(
         bytes: bytes(&weights) + (columns * gate.rows) as u64,
         operations: 4 * (columns * gate.rows * gate.columns) as u64,
         label: label("gate_up", &weights, columns),
-        streams: streams(&weights),
+        // Their counters stand where `touch` needs a word.
+        streams: if epilogue == 3 { vec![] } else { streams(&weights) },
         ..Dispatch::default()
     }
 }
@@ -206,7 +213,7 @@ fn push(weights: &[Weight], targets: &[(u64, usize)], (target_sums, arrivals): (
     for index in 0..3 {
         push = push.address(targets.get(index).map_or(0, |target| target.0));
     }
-    push = push.address(values).address(sums).address(target_sums).address(arrivals);
+    push = push.address(values).address(sums).address(target_sums).address(arrivals).address(0);
     for index in 0..3 {
         push = push.number(weights.get(index).map_or(0, |weight| weight.rows));
     }
@@ -214,7 +221,24 @@ fn push(weights: &[Weight], targets: &[(u64, usize)], (target_sums, arrivals): (
     for index in 0..3 {
         push = push.number(targets.get(index).map_or(0, |target| target.1));
     }
-    push
+    push.number(0)
+}
+
+/// Where the arguments of [`touch`] stand in the push constants: behind nine addresses, and at their end.
+const ARRIVALS: usize = 9 * 8;
+const AHEAD: usize = 10 * 8;
+const TOUCHES: usize = AHEAD + 8 + 9 * 4;
+
+/// Bytes from one touch to the next, as in the shader.
+const TOUCH_STRIDE: u64 = 1 << 20;
+
+/// Lets a product's dispatch touch the pages of the `bytes` from `address` on beside its work. `sink` is the address of
+/// a word that nobody reads. Not for products whose workgroups share blocks.
+pub(crate) fn touch(product: &mut Dispatch, address: u64, bytes: u64, sink: u64) {
+    product.push.replace(ARRIVALS, &sink.to_le_bytes());
+    product.push.replace(AHEAD, &address.to_le_bytes());
+    product.push.replace(TOUCHES, &((bytes / TOUCH_STRIDE) as u32).to_le_bytes());
+    product.groups[0] += u32::from(bytes >= TOUCH_STRIDE);
 }
 
 fn streams(weights: &[Weight]) -> Vec<(u64, u64)> {
