@@ -1,12 +1,12 @@
 //! [`tensor::Op::Attention`] over caches of every format.
 
 use tensor::reference::AttentionShape;
-use tensor::{DType, Op, Rows, Scalar};
+use tensor::{DType, Op, Precision, Rows, Scalar};
 
-use crate::bound::{UNIT, sum_of_roundings, sum_roundings};
+use crate::bound::{TINY_F16, UNIT, UNIT_F16, sum_of_roundings, sum_roundings};
 use crate::cache_write;
 use crate::linear::integer_rounding;
-use crate::setup::{CACHE_MODES, Outputs, Setup, Values};
+use crate::setup::{CACHE_MODES, Mode, Outputs, Setup, Values};
 use crate::{Case, Failure, Visit, Work};
 
 pub(crate) const CASES: &[Case] = &[Case { name: "attention", work: Work::Compare(run) }];
@@ -14,20 +14,11 @@ pub(crate) const CASES: &[Case] = &[Case { name: "attention", work: Work::Compar
 /// Unit roundoffs of one exponential, beside that of its argument.
 const EXP_ROUNDINGS: f64 = 8.0;
 
-/// How a cache is kept and read.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct CacheMode {
-    /// Its format.
-    pub(crate) dtype: DType,
-    /// Whether queries may be rounded to 8 bits for integer products with it.
-    pub(crate) integer_scores: bool,
-}
-
 /// One head of one token, and what is known of its input's errors.
 struct Head<'a> {
     query: &'a [f32],
     error: &'a [f64],
-    /// Rounding of the query for integer products; zeros if there is none.
+    /// Rounding of the query, see [`query_rounding`].
     rounding: &'a [f64],
 }
 
@@ -38,6 +29,24 @@ struct Cached<'a> {
     error: &'a [f64],
     /// Rounding to the cache's format.
     rounding: &'a [f64],
+}
+
+/// Independent roundings within ±cᵢ.
+#[derive(Clone, Copy, Default)]
+struct Roundings {
+    sum: f64,
+    squares: f64,
+}
+
+impl Roundings {
+    fn add(&mut self, most: f64) {
+        self.sum += most;
+        self.squares += most * most;
+    }
+
+    fn bound(self) -> f64 {
+        sum_of_roundings(self.sum, self.squares)
+    }
 }
 
 /// A score and its possible errors.
@@ -53,22 +62,26 @@ struct Score {
 /// therefore the weights' errors make `e^δmax · Σ pⱼ·(e^δⱼ − 1)·|vⱼ − o|`; the parts that come from rounding the keys
 /// are independent. The values' own errors make `Σ p·e` and, from rounding them, independent terms `p·r`, both times
 /// `e^2δmax`. The running sum makes `c·u·Σ p·|v|`.
+///
+/// Where f16 is allowed, see [`halves`], `pⱼ` errs by `u₁₆·pⱼ` and, where f16 has no smaller numbers, by half of its
+/// smallest step relative to the largest weight, `t₁₆·pmax`: more independent terms, times `|vⱼ − o|` because it is the
+/// rounded weights that are summed up. Values that are rounded again make independent terms `p·(u₁₆·|v| + t₁₆)`.
 pub(crate) fn error(
     shape: &AttentionShape,
-    mode: CacheMode,
+    mode: Mode,
     position: usize,
     (query, query_error): (&[f32], &[f64]),
     (keys, key_error): (&[f32], &[f64]),
     (values, value_error): (&[f32], &[f64]),
 ) -> Vec<f64> {
     let (head_dim, kv_width) = (shape.head_dim, shape.kv_heads * shape.head_dim);
-    let key_rounding: Vec<f64> = rows_rounding(mode.dtype, kv_width, keys, key_error);
-    let value_rounding: Vec<f64> = rows_rounding(mode.dtype, kv_width, values, value_error);
+    let key_rounding: Vec<f64> = rows_rounding(mode.cache_dtype, kv_width, keys, key_error);
+    let value_rounding: Vec<f64> = rows_rounding(mode.cache_dtype, kv_width, values, value_error);
     let mut errors = Vec::with_capacity(query.len());
     for (index, query) in query.chunks_exact(head_dim).enumerate() {
         let (token, head) = (index / shape.heads, index % shape.heads);
         let error = &query_error[index * head_dim..][..head_dim];
-        let rounding = if mode.integer_scores { integer_rounding(query, error) } else { vec![0.0; head_dim] };
+        let rounding = query_rounding(mode, f64::from(shape.scale), query, error);
         let query = Head { query, error, rounding: &rounding };
         let row = |position: usize| {
             let start = position * kv_width + shape.kv_head(head) * head_dim;
@@ -92,9 +105,29 @@ pub(crate) fn error(
             })
             .collect();
         let scores: Vec<Score> = cached.iter().map(|(key, _)| score(&query, key, f64::from(shape.scale))).collect();
-        errors.extend(mix_error(&scores, &cached.iter().map(|&(_, value)| value).collect::<Vec<_>>(), head_dim));
+        let values: Vec<Cached<'_>> = cached.iter().map(|&(_, value)| value).collect();
+        errors.extend(mix_error(&scores, &values, head_dim, mode));
     }
     errors
+}
+
+/// Whether queries, weights of positions and cached rows may be rounded to f16, as [`Precision::Fast`] allows.
+fn halves(mode: Mode) -> bool {
+    mode.precision == Precision::Fast && [DType::F16, DType::Q8_0].contains(&mode.cache_dtype)
+}
+
+/// The largest error of each element from rounding a query: to 8 bits for integer products with Q8_0, to f16 for
+/// products with F16, after it was multiplied by the scale or before. Rounding query and key to f16 for products with
+/// Q8_0 is less than the former: `2·2⁻¹¹·|q·k|` in all, of `max|q|·|k| / 254`.
+fn query_rounding(mode: Mode, scale: f64, query: &[f32], error: &[f64]) -> Vec<f64> {
+    if !halves(mode) {
+        return vec![0.0; query.len()];
+    }
+    if mode.cache_dtype == DType::Q8_0 {
+        return integer_rounding(query, error);
+    }
+    let tiny = if scale == 0.0 { 0.0 } else { TINY_F16 / scale.abs().min(1.0) };
+    query.iter().zip(error).map(|(&x, e)| UNIT_F16 * (f64::from(x).abs() + e) + tiny).collect()
 }
 
 fn rows_rounding(dtype: DType, width: usize, x: &[f32], e: &[f64]) -> Vec<f64> {
@@ -106,7 +139,7 @@ fn rows_rounding(dtype: DType, width: usize, x: &[f32], e: &[f64]) -> Vec<f64> {
 fn score(query: &Head<'_>, key: &Cached<'_>, scale: f64) -> Score {
     let scale = scale.abs();
     let (mut value, mut magnitude, mut come_in) = (0.0, 0.0, 0.0);
-    let (mut query_sum, mut query_squares, mut key_sum, mut key_squares) = (0.0, 0.0, 0.0, 0.0);
+    let (mut from_query, mut from_key) = (Roundings::default(), Roundings::default());
     for i in 0..query.query.len() {
         let (q, k) = (f64::from(query.query[i]), f64::from(key.value[i]));
         let (eq, ek) = (query.error[i], key.error[i]);
@@ -114,19 +147,12 @@ fn score(query: &Head<'_>, key: &Cached<'_>, scale: f64) -> Score {
         let (q, k) = (q.abs() + eq, k.abs() + ek + key.rounding[i]);
         magnitude += q * k;
         come_in += q * ek + eq * k;
-        let (from_query, from_key) = (query.rounding[i] * k, q * key.rounding[i]);
-        query_sum += from_query;
-        query_squares += from_query * from_query;
-        key_sum += from_key;
-        key_squares += from_key * from_key;
+        from_query.add(query.rounding[i] * k);
+        from_key.add(q * key.rounding[i]);
     }
     let arithmetic = UNIT * sum_roundings(query.query.len()) * magnitude;
-    Score {
-        value,
-        common: scale * (come_in + arithmetic + sum_of_roundings(query_sum, query_squares)),
-        independent: scale * sum_of_roundings(key_sum, key_squares),
-    }
-    .scaled(scale)
+    Score { value, common: scale * (come_in + arithmetic + from_query.bound()), independent: scale * from_key.bound() }
+        .scaled(scale)
 }
 
 impl Score {
@@ -136,8 +162,19 @@ impl Score {
     }
 }
 
+/// One position's share of the softmax and its possible errors.
+struct Weight {
+    value: f64,
+    /// From [`Score::common`].
+    common: f64,
+    /// From [`Score::independent`].
+    independent: f64,
+    /// From rounding it to f16.
+    rounding: f64,
+}
+
 /// The error of the weighted sum of one head.
-fn mix_error(scores: &[Score], values: &[Cached<'_>], head_dim: usize) -> Vec<f64> {
+fn mix_error(scores: &[Score], values: &[Cached<'_>], head_dim: usize, mode: Mode) -> Vec<f64> {
     let max = scores.iter().map(|score| score.value).fold(f64::NEG_INFINITY, f64::max);
     let mut weights: Vec<f64> = scores.iter().map(|score| (score.value - max).exp()).collect();
     let total: f64 = weights.iter().sum();
@@ -150,36 +187,42 @@ fn mix_error(scores: &[Score], values: &[Cached<'_>], head_dim: usize) -> Vec<f6
         .map(|score| score.common + UNIT * (EXP_ROUNDINGS + 2.0 * (score.value - max).abs() + 2.0 * max.abs()))
         .collect();
     let largest = scores.iter().zip(&common).map(|(score, common)| score.independent + common).fold(0.0, f64::max);
-    let factors: Vec<[f64; 3]> = (0..scores.len())
-        .map(|j| {
-            let independent = common[j].exp() * scores[j].independent.exp_m1();
-            [weights[j], weights[j] * common[j].exp_m1(), weights[j] * independent]
+    let (unit, tiny) = if halves(mode) { (UNIT_F16, TINY_F16) } else { (0.0, 0.0) };
+    let weights: Vec<Weight> = (0..scores.len())
+        .map(|j| Weight {
+            value: weights[j],
+            common: weights[j] * common[j].exp_m1(),
+            independent: weights[j] * common[j].exp() * scores[j].independent.exp_m1(),
+            // The largest weight is 1 / total.
+            rounding: unit * weights[j] + tiny / total,
         })
         .collect();
     let arithmetic = UNIT * sum_roundings(scores.len());
-    (0..head_dim).map(|i| element_error(&factors, values, i, arithmetic, largest.exp())).collect()
+    (0..head_dim).map(|i| element_error(&weights, values, i, arithmetic, (largest + unit).exp(), mode)).collect()
 }
 
-/// The error of element `i` of the weighted sum. `factors` are each position's weight and its weight's common and
-/// independent errors.
-fn element_error(factors: &[[f64; 3]], values: &[Cached<'_>], i: usize, arithmetic: f64, growth: f64) -> f64 {
-    let output: f64 = values.iter().zip(factors).map(|(value, [weight, ..])| weight * f64::from(value.value[i])).sum();
+/// The error of element `i` of the weighted sum.
+fn element_error(weights: &[Weight], values: &[Cached<'_>], i: usize, arithmetic: f64, growth: f64, mode: Mode) -> f64 {
+    let output: f64 = values.iter().zip(weights).map(|(value, weight)| weight.value * f64::from(value.value[i])).sum();
+    // What is in f16 already is not rounded again.
+    let rounds_again = halves(mode) && mode.cache_dtype != DType::F16;
     let (mut common, mut come_in, mut magnitude) = (0.0, 0.0, 0.0);
-    let (mut score_sum, mut score_squares, mut rounding_sum, mut rounding_squares) = (0.0, 0.0, 0.0, 0.0);
-    for (value, [weight, weight_common, weight_independent]) in values.iter().zip(factors) {
+    let (mut from_weights, mut from_values) = (Roundings::default(), Roundings::default());
+    for (value, weight) in values.iter().zip(weights) {
         let distance = (f64::from(value.value[i]) - output).abs();
-        common += weight_common * distance;
-        let independent = weight_independent * distance;
-        score_sum += independent;
-        score_squares += independent * independent;
-        come_in += weight * value.error[i];
-        let rounding = weight * value.rounding[i];
-        rounding_sum += rounding;
-        rounding_squares += rounding * rounding;
-        magnitude += weight * (f64::from(value.value[i]).abs() + value.error[i] + value.rounding[i]);
+        let size = f64::from(value.value[i]).abs() + value.error[i] + value.rounding[i];
+        common += weight.common * distance;
+        from_weights.add(weight.independent * distance);
+        from_weights.add(weight.rounding * distance);
+        come_in += weight.value * value.error[i];
+        from_values.add(weight.value * value.rounding[i]);
+        if rounds_again {
+            from_values.add(weight.value * (UNIT_F16 * size + TINY_F16));
+        }
+        magnitude += weight.value * size;
     }
-    let from_values = come_in + sum_of_roundings(rounding_sum, rounding_squares) + arithmetic * magnitude;
-    growth * (common + sum_of_roundings(score_sum, score_squares)) + growth * growth * from_values
+    let own = come_in + from_values.bound() + arithmetic * magnitude;
+    growth * (common + from_weights.bound()) + growth * growth * own
 }
 
 /// Head sizes, heads and heads of keys and values.

@@ -13,7 +13,7 @@
 //!   `n·u·Σ|a·b|` (Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019).
 
 use tensor::reference::ReferenceLoaded;
-use tensor::{Batch, BufferId, BufferKind, DType, LoadOptions, Op, Precision, Program, Rows, Segment};
+use tensor::{Batch, BufferId, BufferKind, LoadOptions, Op, Program, Rows, Segment};
 
 use crate::setup::{Experiment, Mode};
 use crate::{add, attention, embed, gelu_mul, linear, rms_norm, rope};
@@ -141,13 +141,9 @@ impl<'a> Errors<'a> {
         let (mut token, mut errors) = (0, Vec::new());
         for segment in batch.segments {
             let range = token * width..(token + segment.tokens) * width;
-            let mode = attention::CacheMode {
-                dtype: self.mode.cache_dtype,
-                integer_scores: self.mode.precision == Precision::Fast && self.mode.cache_dtype == DType::Q8_0,
-            };
             errors.extend(attention::error(
                 &shape,
-                mode,
+                self.mode,
                 segment.position,
                 (&x[range.clone()], &e[range]),
                 self.cached(keys, buffers, segment),
