@@ -230,9 +230,9 @@ mod tests {
         (4, 2, 128, None, DType::F16),
         (2, 2, 128, Some(64), DType::Q8_0),
         (3, 3, 128, None, DType::F32),
-        (4, 1, 256, Some(20), DType::F16),
+        (2, 1, 256, Some(20), DType::F16),
         (4, 2, 256, None, DType::Q8_0),
-        (9, 1, 64, Some(70), DType::F32),
+        (7, 1, 64, Some(70), DType::F32),
     ];
 
     /// The first position, a few, a wrapped ring, and the last of a block.
