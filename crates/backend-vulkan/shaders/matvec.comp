@@ -102,9 +102,6 @@ void load(Place at, uint unit, uint first) {
 }
 
 void main() {
-    if (touches()) {
-        return;
-    }
     const Place at = place();
     clear_sums();
     const uint stride = SPLIT * SUBGROUP;

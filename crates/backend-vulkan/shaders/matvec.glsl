@@ -34,40 +34,13 @@ layout(push_constant, scalar) uniform Push {
     uvec2 activations;
     uvec2 sums;
     uvec2 target_sums;      // for quantized results
-    // Workgroups that have written their part of each block of 32, zero before and after; or, where the first workgroup
-    // touches pages, a word that nobody reads.
-    uvec2 arrivals;
-    uvec2 ahead;            // the weights that come next
+    uvec2 arrivals;         // workgroups that have written their part of each block of 32; zero before and after
     uint rows[3];
     uint pitch;             // uvec4s of a row of weights
     uint units;             // of a row
     uint activation_pitch;  // vec4s (f32) or uvec4s (8 bits) of a row of activations
     uint target_pitch[3];   // floats
-    uint touches;           // pages of these weights to touch; if any, by the first workgroup
 } p;
-
-// The workgroup's number among those that multiply.
-uint workgroup() { return gl_WorkGroupID.x - min(p.touches, 1u); }
-
-// Words from one touch to the next: half of a page of 2 MiB.
-const uint TOUCH_STRIDE = 1 << 18;
-
-// Whether this workgroup is there to touch the pages of the weights that come next, so that their addresses are
-// translated when the next product begins; if so, it does.
-bool touches() {
-    if (p.touches == 0 || gl_WorkGroupID.x > 0) {
-        return false;
-    }
-    uint all = 0;
-    for (uint i = gl_LocalInvocationIndex; i < p.touches; i += WORKGROUP) {
-        all ^= Uints(p.ahead).at[i * TOUCH_STRIDE];
-    }
-    // Hardly ever true, and nobody reads the word behind it: only there so that the loads stay.
-    if (all == 0x5a3c96a5u) {
-        Uints(p.arrivals).at[0] = all;
-    }
-    return true;
-}
 
 shared uint arrived;
 
@@ -84,7 +57,7 @@ struct Place {
 };
 
 Place place() {
-    uint group = workgroup();
+    uint group = gl_WorkGroupID.x;
     uint segment = 0;
     if (EPILOGUE == 0) {
         [[unroll]] for (uint i = 0; i < 2; i++) {
@@ -207,10 +180,10 @@ void finish(Place at) {
     }
     if (EPILOGUE == 2) {
         barrier();
-        store_quantized(workgroup() * GROUP_ROWS);
+        store_quantized(gl_WorkGroupID.x * GROUP_ROWS);
     }
     if (EPILOGUE == 3) {
-        const uint block = workgroup() * GROUP_ROWS / 32;
+        const uint block = gl_WorkGroupID.x * GROUP_ROWS / 32;
         if (is_last(block)) {
             quantize_block(block);
         }

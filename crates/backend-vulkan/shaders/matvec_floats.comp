@@ -6,9 +6,6 @@
 #include "matvec.glsl"
 
 void main() {
-    if (touches()) {
-        return;
-    }
     const Place at = place();
     clear_sums();
     Vec4s activations = Vec4s(p.activations);

@@ -24,6 +24,25 @@ pub(crate) struct Output {
     pub(crate) quantized: Option<Quantized>,
 }
 
+/// Where the arguments for [`touch`] stand.
+const AHEAD: usize = 7 * size_of::<u64>();
+
+/// Workgroups that touch: several, because each multiprocessor waits for its own translations.
+const TOUCHING: u32 = 8;
+
+/// Bytes from one touch to the next, as in the shader.
+const STRIDE: u64 = 2 << 20;
+
+/// Lets a norm's dispatch touch the pages from `address` on beside its work. `sink` is the address of a word that
+/// nobody reads.
+pub(crate) fn touch(norm: &mut Dispatch, address: u64, bytes: u64, sink: u64) {
+    norm.push.replace(AHEAD, &address.to_le_bytes());
+    norm.push.replace(AHEAD + 8, &sink.to_le_bytes());
+    norm.push.replace(AHEAD + 16, &((bytes.div_ceil(STRIDE) - 1) as u32).to_le_bytes());
+    let groups = std::env::var("TOUCH").ok().and_then(|n| n.parse().ok()).unwrap_or(TOUCHING);
+    norm.groups[0] += groups;
+}
+
 /// `residual += norm(update)` if there is an update, then `output = norm(residual)` if there is an output.
 pub(crate) fn norm(
     features: &Features,
@@ -51,7 +70,11 @@ pub(crate) fn norm(
         .address(second.weight)
         .address(floats.map_or(0, |view| view.address))
         .address(quantized.map_or(0, |quantized| quantized.values))
-        .address(quantized.map_or(0, |quantized| quantized.sums));
+        .address(quantized.map_or(0, |quantized| quantized.sums))
+        .address(0)
+        .address(0)
+        .number(0)
+        .number(rows);
     let mut writes = Vec::new();
     writes.extend(update.map(|_| residual.address));
     writes.extend(floats.map(|view| view.address));

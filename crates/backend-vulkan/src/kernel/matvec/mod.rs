@@ -166,8 +166,7 @@ pub(crate) fn gate_up(
         bytes: bytes(&weights) + (columns * gate.rows) as u64,
         operations: 4 * (columns * gate.rows * gate.columns) as u64,
         label: label("gate_up", &weights, columns),
-        // Their counters stand where `touch` needs a word.
-        streams: if epilogue == 3 { vec![] } else { streams(&weights) },
+        streams: streams(&weights),
         ..Dispatch::default()
     }
 }
@@ -213,7 +212,7 @@ fn push(weights: &[Weight], targets: &[(u64, usize)], (target_sums, arrivals): (
     for index in 0..3 {
         push = push.address(targets.get(index).map_or(0, |target| target.0));
     }
-    push = push.address(values).address(sums).address(target_sums).address(arrivals).address(0);
+    push = push.address(values).address(sums).address(target_sums).address(arrivals);
     for index in 0..3 {
         push = push.number(weights.get(index).map_or(0, |weight| weight.rows));
     }
@@ -221,24 +220,7 @@ fn push(weights: &[Weight], targets: &[(u64, usize)], (target_sums, arrivals): (
     for index in 0..3 {
         push = push.number(targets.get(index).map_or(0, |target| target.1));
     }
-    push.number(0)
-}
-
-/// Where the arguments of [`touch`] stand in the push constants: behind nine addresses, and at their end.
-const ARRIVALS: usize = 9 * 8;
-const AHEAD: usize = 10 * 8;
-const TOUCHES: usize = AHEAD + 8 + 9 * 4;
-
-/// Bytes from one touch to the next, as in the shader.
-const TOUCH_STRIDE: u64 = 1 << 20;
-
-/// Lets a product's dispatch touch the pages of the `bytes` from `address` on beside its work. `sink` is the address of
-/// a word that nobody reads. Not for products whose workgroups share blocks.
-pub(crate) fn touch(product: &mut Dispatch, address: u64, bytes: u64, sink: u64) {
-    product.push.replace(ARRIVALS, &sink.to_le_bytes());
-    product.push.replace(AHEAD, &address.to_le_bytes());
-    product.push.replace(TOUCHES, &((bytes / TOUCH_STRIDE) as u32).to_le_bytes());
-    product.groups[0] += u32::from(bytes >= TOUCH_STRIDE);
+    push
 }
 
 fn streams(weights: &[Weight]) -> Vec<(u64, u64)> {
