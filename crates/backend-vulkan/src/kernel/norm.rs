@@ -39,8 +39,7 @@ pub(crate) fn touch(norm: &mut Dispatch, address: u64, bytes: u64, sink: u64) {
     norm.push.replace(AHEAD, &address.to_le_bytes());
     norm.push.replace(AHEAD + 8, &sink.to_le_bytes());
     norm.push.replace(AHEAD + 16, &((bytes.div_ceil(STRIDE) - 1) as u32).to_le_bytes());
-    let groups = std::env::var("TOUCH").ok().and_then(|n| n.parse().ok()).unwrap_or(TOUCHING);
-    norm.groups[0] += groups;
+    norm.groups[0] += TOUCHING;
 }
 
 /// `residual += norm(update)` if there is an update, then `output = norm(residual)` if there is an output.
