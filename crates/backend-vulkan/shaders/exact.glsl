@@ -72,13 +72,14 @@ uint reciprocal(uint bits) {
 int round_product(uint x, uint y) {
     uint high;
     uint low;
-    // 2^15 times the product of the significands: the high half is in 2^29 … 2^31. What is below it is no matter: the
-    // one place where rounding to an f32 decides is halfway below n + 1/2, an even significand, where it goes up anyway.
+    // 2^15 times the product of the significands: the high half is in 2^29 … 2^31. What is below it is no matter:
+    // the one place where rounding to an f32 decides is halfway below n + 1/2, an even significand, where it goes up
+    // anyway.
     umulExtended(significand_of(x) << 7, significand_of(y) << 8, high, low);
     const uint shift = high < (1u << 30) ? 6 : 7;
     const uint significand = shift_to_even(high, shift);
-    // The product is `significand / 2^below`; below 2^7, so `below` is at least 17. From 26 on nothing is left: so it is
-    // with zeros and with what is not normal, whatever they have for a significand.
+    // The product is `significand / 2^below`; below 2^7, so `below` is at least 17. From 26 on nothing is left: so it
+    // is with zeros and with what is not normal, whatever they have for a significand.
     const uint below = min(283 - shift - exponent_of(x) - exponent_of(y), 31);
     const int magnitude = int((significand + (1u << (below - 1))) >> below);
     return (x >> 31) == 0 ? magnitude : -magnitude;

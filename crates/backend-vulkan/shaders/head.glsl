@@ -20,8 +20,8 @@ void load_pairs(Floats source, uint start, out float x[PAIRS], out float y[PAIRS
 }
 
 // Normalizes and turns the pairs (x, y) of a head. `tables`: [FINE][HALF] of {cos, sin} for position % FINE, then
-// [positions / FINE][HALF] for the rest of the position. What compilers may contract is written as precise: the same head
-// becomes the same bits in every shader.
+// [positions / FINE][HALF] for the rest of the position. What compilers may contract is written as precise: the same
+// head becomes the same bits in every shader.
 void normalize_and_turn(Floats weight, float epsilon, Vec2s tables, uint position, inout float x[PAIRS],
     inout float y[PAIRS]) {
     float weight_x[PAIRS];

@@ -45,11 +45,10 @@ fn measure(context: &Arc<Context>) -> Result<f64, BackendError> {
         writes: vec![to.address],
         ..Dispatch::default()
     };
-    let mut pipelines = Pipelines::new(context)?;
+    let pipelines = Pipelines::new(context)?;
     let buffer = commands.allocate()?;
-    commands.record(buffer, |buffer| {
-        record_dispatches(context, &mut pipelines, buffer, &vec![dispatch; copies], &mut None)
-    })?;
+    commands
+        .record(buffer, |buffer| record_dispatches(context, &pipelines, buffer, &vec![dispatch; copies], &mut None))?;
     let mut best = f64::INFINITY;
     for _ in 0..3 {
         let start = Instant::now();

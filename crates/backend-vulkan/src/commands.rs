@@ -162,12 +162,6 @@ impl Commands {
         self.timeline
     }
 
-    /// Whether the timeline has reached a value.
-    pub(crate) fn is_done(&self, value: u64) -> bool {
-        // SAFETY: the semaphore is alive.
-        unsafe { self.context.raw.get_semaphore_counter_value(self.timeline) }.is_ok_and(|reached| reached >= value)
-    }
-
     /// Waits for all that was submitted.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ pub(crate) enum Placed {
     /// A constant.
     Weight(Weight, Slice),
     /// Activations, and where their other forms go, if there are any.
-    Scratch { view: View, slice: Slice, rows: Rows, quants: Option<Quantized>, halfs: Option<Halves> },
+    Scratch { view: View, slice: Slice, quants: Option<Quantized>, halfs: Option<Halves> },
     /// Keys or values of one layer, and their address.
     Cache(CacheShape, u64),
 }
@@ -70,7 +70,7 @@ impl Buffers {
                         Rows::Tokens => options.tokens_max,
                         Rows::Outputs => options.outputs_max,
                     };
-                    buffers.scratch(rows, count, width, has(Form::Quants), has(Form::Halfs))?
+                    buffers.scratch(count, width, has(Form::Quants), has(Form::Halfs))?
                 }
                 BufferKind::Cache { width, window } => {
                     let positions = cache_positions(window, options);
@@ -90,14 +90,7 @@ impl Buffers {
         Ok(Placed::Weight(weight, slice))
     }
 
-    fn scratch(
-        &mut self,
-        rows: Rows,
-        count: usize,
-        width: usize,
-        quants: bool,
-        halfs: bool,
-    ) -> Result<Placed, BackendError> {
+    fn scratch(&mut self, count: usize, width: usize, quants: bool, halfs: bool) -> Result<Placed, BackendError> {
         let mut take = |bytes: usize| -> Result<Slice, BackendError> {
             let slice = self.arena.allocate(bytes as u64, "the activations")?;
             self.used.scratch += slice.size;
@@ -119,7 +112,7 @@ impl Buffers {
             }
             false => None,
         };
-        Ok(Placed::Scratch { view: View { address: slice.address, width }, slice, rows, quants, halfs })
+        Ok(Placed::Scratch { view: View { address: slice.address, width }, slice, quants, halfs })
     }
 
     fn cache(

@@ -206,7 +206,8 @@ pub(super) mod tests {
     /// The quants of a block with an inverse that is off by some units in the last place.
     fn careless_quants(block: &[f32], error: i32) -> Vec<i8> {
         let scale = block.iter().fold(0f32, |largest, x| largest.max(x.abs())) / 127.0;
-        let inverse = if scale > 1e-30 { f32::from_bits((1.0 / scale).to_bits().wrapping_add_signed(error)) } else { 0.0 };
+        let inverse =
+            if scale > 1e-30 { f32::from_bits((1.0 / scale).to_bits().wrapping_add_signed(error)) } else { 0.0 };
         block.iter().map(|x| (x * inverse).round() as i8).collect()
     }
 

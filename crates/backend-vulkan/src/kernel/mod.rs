@@ -44,11 +44,6 @@ impl View {
     pub(crate) fn pitch(self) -> usize {
         pitch(self.width)
     }
-
-    /// The rows from number `row` on.
-    pub(crate) fn from_row(self, row: usize) -> View {
-        View { address: self.address + (row * self.pitch() * size_of::<f32>()) as u64, ..self }
-    }
 }
 
 /// Activations as 8-bit integers with a scale per block of 32 (`shaders/quantize.glsl`): `[rows, width]`, not padded.

@@ -170,8 +170,8 @@ mod tests {
     use crate::kernel::attention::testing::{Random, rows, token_table, unpad};
     use crate::kernel::cache_write::cache_write;
     use crate::kernel::head_prepare::head_prepare;
-    use crate::kernel::rope::{RopeAddresses, RopeTables};
     use crate::kernel::quantize::tests::check;
+    use crate::kernel::rope::{RopeAddresses, RopeTables};
     use crate::lab::Lab;
     use crate::memory::Slice;
 

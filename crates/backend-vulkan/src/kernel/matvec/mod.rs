@@ -127,7 +127,6 @@ pub(crate) fn matvec(
         operations: 2 * (columns * rows * weights[0].columns) as u64,
         label: label("linear", &weights, columns),
         streams: streams(&weights),
-        ..Dispatch::default()
     }
 }
 
@@ -161,7 +160,6 @@ pub(crate) fn gate_up(
         operations: 4 * (columns * gate.rows * gate.columns) as u64,
         label: label("gate_up", &weights, columns),
         streams: streams(&weights),
-        ..Dispatch::default()
     }
 }
 
