@@ -73,7 +73,8 @@ int round_product(uint x, uint y) {
     uint high;
     uint low;
     // 2^15 times the product of the significands: the high half is in 2^29 … 2^31. What is below it is no matter:
-    // rounding to an f32 only decides halfway below n + 1/2, an even significand, where it goes up anyway.
+    // the one place where rounding to an f32 decides is halfway below n + 1/2, an even significand, where it goes up
+    // anyway.
     umulExtended(significand_of(x) << 7, significand_of(y) << 8, high, low);
     const uint shift = high < (1u << 30) ? 6 : 7;
     const uint significand = shift_to_even(high, shift);

@@ -14,8 +14,8 @@ Raw raw[UNROLL * TAKEN];
 
 #ifdef ACTIVATIONS_INT8
 
-// The dot product of 16 quants with 16 activations. Unsigned quants are below 128, so they are signed bytes too: not all
-// devices have an instruction for mixed signs.
+// The dot product of 16 quants with 16 activations. Unsigned quants are below 128, so they are signed bytes too: not
+// all devices have an instruction for mixed signs.
 int dot_half(uvec4 quants, uvec4 activations) {
     int sum = 0;
     [[unroll]] for (uint i = 0; i < 4; i++) {

@@ -7,8 +7,8 @@
 //
 // Division is exact to 2.5 units in the last place up to 2^126, so the product of the inverse with an element is at
 // most 127 · (1 + 2^-23)^4: it rounds to 127 or less, and a byte never overflows. What is larger counts as infinite:
-// the scale of a block with an infinity or a NaN (whose bits are above those of infinity) is NaN, so that its products
-// are, and the inverse is zero.
+// the scale of a block with an infinity or a NaN is NaN, so that its products are. NaN's bits are above those of
+// infinity, and the inverse is zero then.
 vec2 scale_and_inverse(uint largest) {
     const float most = uintBitsToFloat(largest);
     if (largest > (253u << 23)) {

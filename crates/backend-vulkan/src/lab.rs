@@ -38,7 +38,7 @@ impl Lab {
 
     /// The best device, or `None` and a word about it where there is none. `LAPIDARY_VULKAN_DEVICE` chooses by number.
     #[cfg(test)]
-    #[allow(clippy::print_stderr, reason = "tests say why they are skipped")]
+    #[expect(clippy::print_stderr, reason = "a test that can't run says so")]
     pub(crate) fn for_tests() -> Option<Lab> {
         let index = std::env::var("LAPIDARY_VULKAN_DEVICE").ok().and_then(|number| number.parse().ok());
         match Lab::open(index) {

@@ -145,7 +145,7 @@ fn skips_pass(effort: Effort, experiment: &Experiment, tokens: usize) -> bool {
     effort == Effort::Quick && cache_width(experiment).is_none() && matches!(tokens, 2 | 3 | 5..=7)
 }
 
-/// Whether a mode is left out: all but one format of caches in each precision, another one for each width of the caches.
+/// Whether a mode is left out: all but one format of caches in each precision, which depends on the caches' width.
 fn skips_mode(effort: Effort, experiment: &Experiment, mode: &Mode) -> bool {
     let (Effort::Quick, Some(width)) = (effort, cache_width(experiment)) else { return false };
     let mut formats: Vec<DType> = Vec::new();

@@ -42,9 +42,9 @@ pub use compare::Failure;
 pub enum Effort {
     /// All of it.
     Full,
-    /// Less, for devices that take long to compile kernels: of the passes over at most 8 tokens that depend on no other
-    /// pass, only those over 1, 4 and 8; of the formats of caches, one in each precision; of the ways to decode with the
-    /// same sampling, only one.
+    /// Less, for devices that take long to compile kernels: of the passes over at most 8 tokens that depend on no
+    /// other pass, only those over 1, 4 and 8; of the formats of caches, one in each precision; of the ways to
+    /// decode with the same sampling, only one.
     Quick,
 }
 

@@ -19,6 +19,7 @@ const BOUND: f64 = 1e-3;
 const MODELS: [(&str, usize); 2] = [("text-1b-shape", 2), ("text-27b-shape", 3)];
 
 /// Every backend that can run here, by name.
+#[expect(clippy::print_stderr, reason = "a test that can't run says so")]
 fn backends() -> Vec<(String, Box<dyn Backend>)> {
     let mut backends: Vec<(String, Box<dyn Backend>)> = vec![("reference".into(), Box::new(ReferenceBackend))];
     for level in CpuBackend::available_levels() {

@@ -6,6 +6,7 @@ use backend_vulkan::{DeviceKind, VulkanBackend};
 use conformance::{Effort, Subject, assert_cases};
 
 /// Runs the cases of a prefix, or says why not.
+#[expect(clippy::print_stderr, reason = "a test that can't run says so")]
 fn check(prefix: &str) {
     let index = std::env::var("LAPIDARY_VULKAN_DEVICE").ok().and_then(|number| number.parse().ok());
     match VulkanBackend::open(index) {
