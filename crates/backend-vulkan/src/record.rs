@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use tensor::{BufferId, Op, Program, Rows};
+use tensor::{BufferId, DType, Op, Program, Rows};
 
 use crate::dispatch::Dispatch;
 use crate::features::Features;
@@ -86,6 +86,11 @@ impl Recorder<'_> {
         let same = (query.0, *keys, *values, rope.head_dim) == (read, same_keys, same_values, head_dim);
         let apart = ![query.0, key.0, *value].contains(&output);
         if !same || !apart || !self.is_last_reader(op, read) {
+            return None;
+        }
+        // With this much in registers already, AMD's compiler spills (`docs/vulkan-gfx1103.md`).
+        let shape = attention_shape(self.buffers, op);
+        if shape.cache_dtype == DType::Q8_0 && shape.group() * shape.head_dim >= 1024 {
             return None;
         }
         let prepare = self.prepared_heads(*query, *key, *value, [*keys, *values], *rope);
