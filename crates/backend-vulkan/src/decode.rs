@@ -201,7 +201,8 @@ impl Decoder {
         let plan = SamplePlan::of(continuations.iter().map(|continuation| continuation.sampling));
         let key = Key { rows: continuations.len(), plan, logits };
         self.stage(target, continuations)?;
-        let dispatches = self.pass(target, key, 0);
+        let mut dispatches = (target.dispatches)(key.rows);
+        dispatches.extend(self.choice(target, key, 0));
         let (context, pipelines) = (&self.context, target.pipelines);
         let trace = target.trace.as_mut().expect("tracing is on");
         let mut timed = false;
@@ -219,8 +220,8 @@ impl Decoder {
         Ok(self.collect(submission, continuations, options)?.0)
     }
 
-    /// The dispatches of a pass whose tokens go to a slot.
-    fn pass(&self, target: &Target<'_>, key: Key, slot: usize) -> Vec<Dispatch> {
+    /// The dispatches that choose a pass's tokens and write them to a slot.
+    fn choice(&self, target: &Target<'_>, key: Key, slot: usize) -> Vec<Dispatch> {
         let sampler = self.sampler.expect("logits are an output that nothing reads");
         let rows = Rows {
             settings: self.settings.address,
@@ -228,8 +229,7 @@ impl Decoder {
             occurred: self.occurred.address,
             results: self.results.address + (slot * self.rows_max * 4) as u64,
         };
-        let choice = sampler.dispatches(self.context.features(), key.plan, target.logits, &rows, key.rows);
-        (target.dispatches)(key.rows).into_iter().chain(choice).collect()
+        sampler.dispatches(self.context.features(), key.plan, target.logits, &rows, key.rows)
     }
 
     /// The device's times of the passes of the last call.
@@ -337,9 +337,13 @@ impl Decoder {
         if self.recordings.contains_key(&key) {
             return Ok(());
         }
+        // The same for all slots but for what chooses, which is at the end.
+        let mut dispatches = (target.dispatches)(key.rows);
+        let pass = dispatches.len();
         let mut buffers = Vec::new();
         for slot in 0..SLOTS {
-            let dispatches = self.pass(target, key, slot);
+            dispatches.truncate(pass);
+            dispatches.extend(self.choice(target, key, slot));
             let buffer = target.commands.allocate()?;
             target.commands.begin(buffer)?;
             self.stamp(buffer, slot, 0);

@@ -19,6 +19,7 @@ pub mod pipelines;
 mod place;
 mod plan;
 mod record;
+mod scene;
 mod touch;
 mod trace;
 mod upload;

@@ -14,19 +14,17 @@ use tensor::{
 use crate::commands::{Commands, barrier, host_barrier, record_dispatches};
 use crate::context::Context;
 use crate::decode::{Decoder, Target};
-use crate::dispatch::Dispatch;
 use crate::kernel::attention::{Decode, Scratch, tiles};
 use crate::kernel::matmul::{Path, path, slices_bytes};
-use crate::kernel::matvec::COLUMNS_MAX;
 use crate::kernel::rope::{RopeAddresses, RopeTables};
 use crate::layout::Weight;
 use crate::memory::{Arena, Place, Slice};
 use crate::pace::Pace;
 use crate::pipeline::Pipelines;
 use crate::place::{Buffers, Placed};
-use crate::plan::{Rope, Setting, Step, plan};
-use crate::record::{BatchAddresses, Counts, Recorder, attention_shape};
-use crate::touch;
+use crate::plan::Rope;
+use crate::record::{BatchAddresses, Counts, attention_shape};
+use crate::scene::{Scene, plans};
 use crate::trace::Trace;
 use crate::upload::Uploader;
 
@@ -57,19 +55,14 @@ pub(crate) struct VulkanLoaded {
     trace: Option<Trace>,
     pass: u64,
     pipelines: Arc<Pipelines>,
-    program: Program,
-    options: LoadOptions,
-    buffers: Buffers,
-    ropes: HashMap<Rope, RopeAddresses>,
+    scene: Scene,
     batch: BatchMemory,
-    scratch: Scratch,
     /// Whether passes over single tokens read nothing but the tokens: all their attention has a kernel for that.
     decodes_alone: bool,
     staging: Slice,
     download: Slice,
     pace: Pace,
     _mapped: Vec<Arena>,
-    context: Arc<Context>,
 }
 
 /// The batch on the device, and where it is written.
@@ -113,7 +106,7 @@ impl VulkanLoaded {
         options: &LoadOptions,
     ) -> Result<VulkanLoaded, BackendError> {
         check(context, program, options)?;
-        let plans: Vec<Vec<Step>> = settings(context, options).iter().map(|setting| plan(program, setting)).collect();
+        let plans = plans(context, program, options);
         let mut buffers = Buffers::new(context, program, options, &plans)?;
         let batch = BatchMemory {
             tokens: buffers.extra(16 * options.tokens_max)?,
@@ -152,33 +145,24 @@ impl VulkanLoaded {
             trace: None,
             pass: 0,
             pipelines: pipelines.clone(),
-            program: program.clone(),
-            options: options.clone(),
-            buffers,
-            ropes,
+            scene: Scene {
+                context: context.clone(),
+                program: program.clone(),
+                options: options.clone(),
+                buffers,
+                ropes,
+                batch: batch.addresses(),
+                scratch,
+                sink: batch.sink.address,
+                plans,
+            },
             batch,
-            scratch,
             decodes_alone,
             staging,
             download,
             pace: Pace::new(context.features().kind),
             _mapped: vec![upload, downloads],
-            context: context.clone(),
         })
-    }
-
-    /// What dispatches are made from.
-    fn scene(&self) -> Scene<'_> {
-        Scene {
-            context: &self.context,
-            program: &self.program,
-            options: &self.options,
-            buffers: &self.buffers,
-            ropes: &self.ropes,
-            batch: self.batch.addresses(),
-            scratch: self.scratch,
-            sink: self.batch.sink.address,
-        }
     }
 
     /// One pass whose tokens the processor chooses, for programs that can't be decoded without it.
@@ -193,7 +177,7 @@ impl VulkanLoaded {
         let segments: Vec<Segment> = continuations.iter().map(segment).collect();
         let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
         self.run(&Batch { tokens: &tokens, segments: &segments, outputs: &outputs, cancel })?;
-        let width = self.buffers.view(logits).width;
+        let width = self.scene.buffers.view(logits).width;
         let mut values = vec![0.0; tokens.len() * width];
         self.read(logits, &mut values)?;
         let choose = |(one, logits): (&Continuation<'_>, &[f32])| {
@@ -236,7 +220,7 @@ impl VulkanLoaded {
             if bytes > 0 {
                 let region = vk::BufferCopy::default().src_offset(start).dst_offset(slice.offset).size(bytes as u64);
                 // SAFETY: both are that long.
-                unsafe { self.context.raw.cmd_copy_buffer(buffer, self.staging.buffer, slice.buffer, &[region]) };
+                unsafe { self.scene.context.raw.cmd_copy_buffer(buffer, self.staging.buffer, slice.buffer, &[region]) };
             }
             start += slice.size;
         }
@@ -249,11 +233,11 @@ impl VulkanLoaded {
             recording.used = self.pass;
             return Ok(());
         }
-        let dispatches = self.scene().dispatches(counts);
+        let dispatches = self.scene.dispatches(counts);
         let mut buffers = Vec::new();
         for (index, piece) in self.pace.pieces(&dispatches).into_iter().enumerate() {
             let buffer = self.commands.allocate()?;
-            let context = self.context.clone();
+            let context = self.scene.context.clone();
             self.commands.begin(buffer)?;
             if index == 0 {
                 barrier(&context, buffer);
@@ -276,18 +260,18 @@ impl VulkanLoaded {
 
     /// A pass with a timestamp around every dispatch.
     fn traced(&mut self, counts: Counts) -> Result<(), BackendError> {
-        let dispatches = self.scene().dispatches(counts);
+        let dispatches = self.scene.dispatches(counts);
         for (index, piece) in self.pace.pieces(&dispatches).into_iter().enumerate() {
             let piece = &dispatches[piece];
             let buffer = self.commands.allocate()?;
             self.commands.begin(buffer)?;
             if index == 0 {
-                barrier(&self.context, buffer);
+                barrier(&self.scene.context, buffer);
                 self.record_batch(buffer, counts);
             }
             let mut stamps = self.trace.as_ref().and_then(|trace| trace.begin(buffer, piece));
             let timed = stamps.is_some();
-            record_dispatches(&self.context, &self.pipelines, buffer, piece, &mut stamps)?;
+            record_dispatches(&self.scene.context, &self.pipelines, buffer, piece, &mut stamps)?;
             self.commands.end(buffer)?;
             let done_at = self.commands.submit(&[buffer])?;
             self.commands.wait(done_at)?;
@@ -319,42 +303,9 @@ impl VulkanLoaded {
     }
 }
 
-/// What dispatches are made from: the parts of a loaded program that don't change.
-struct Scene<'a> {
-    context: &'a Context,
-    program: &'a Program,
-    options: &'a LoadOptions,
-    buffers: &'a Buffers,
-    ropes: &'a HashMap<Rope, RopeAddresses>,
-    batch: BatchAddresses,
-    scratch: Scratch,
-    sink: u64,
-}
-
-impl Scene<'_> {
-    /// The dispatches of a pass.
-    fn dispatches(&self, counts: Counts) -> Vec<Dispatch> {
-        let setting = setting(self.context, self.options, counts.tokens, counts.outputs);
-        let recorder = Recorder {
-            features: self.context.features(),
-            program: self.program,
-            buffers: self.buffers,
-            ropes: self.ropes,
-            batch: self.batch,
-            matrices: setting.matrices,
-            scratch: self.scratch,
-            context: self.options.context_max,
-            counts,
-        };
-        let mut dispatches = recorder.dispatches(&plan(self.program, &setting));
-        touch::insert(self.context.features(), self.sink, &mut dispatches);
-        dispatches
-    }
-}
-
 impl Loaded for VulkanLoaded {
     fn run(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
-        batch.check(&self.options);
+        batch.check(&self.scene.options);
         if batch.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
             return Err(BackendError::Cancelled);
         }
@@ -368,8 +319,8 @@ impl Loaded for VulkanLoaded {
     }
 
     fn read(&mut self, buffer: BufferId, into: &mut [f32]) -> Result<(), BackendError> {
-        let Placed::Scratch { view, slice, .. } = self.buffers.get(buffer) else {
-            panic!("`{}` is not a scratch buffer", self.program.buffer(buffer).name);
+        let Placed::Scratch { view, slice, .. } = self.scene.buffers.get(buffer) else {
+            panic!("`{}` is not a scratch buffer", self.scene.program.buffer(buffer).name);
         };
         assert!(into.len().is_multiple_of(view.width), "{} elements of rows of {}", into.len(), view.width);
         self.decoder.stop(&self.commands)?;
@@ -379,7 +330,7 @@ impl Loaded for VulkanLoaded {
             let count = rows.len() / view.width;
             let bytes = count as u64 * row;
             let from = slice.part(index as u64 * most as u64 * row, bytes);
-            let (context, to) = (self.context.clone(), self.download);
+            let (context, to) = (self.scene.context.clone(), self.download);
             self.commands.once(|buffer| {
                 barrier(&context, buffer);
                 let region = vk::BufferCopy::default().src_offset(from.offset).dst_offset(to.offset).size(bytes);
@@ -398,7 +349,7 @@ impl Loaded for VulkanLoaded {
     }
 
     fn memory(&self) -> MemoryUse {
-        self.buffers.used()
+        self.scene.buffers.used()
     }
 
     fn decode(
@@ -407,37 +358,27 @@ impl Loaded for VulkanLoaded {
         continuations: &[Continuation<'_>],
         cancel: Option<&AtomicBool>,
     ) -> Result<Vec<Vec<u32>>, BackendError> {
-        Continuation::check(continuations, &self.options);
+        Continuation::check(continuations, &self.scene.options);
         if !self.decodes_alone {
             return self.decode_pass(logits, continuations, cancel);
         }
-        // Not `self.scene()`, which would borrow all of `self`.
-        let scene = Scene {
-            context: &self.context,
-            program: &self.program,
-            options: &self.options,
-            buffers: &self.buffers,
-            ropes: &self.ropes,
-            batch: self.batch.addresses(),
-            scratch: self.scratch,
-            sink: self.batch.sink.address,
-        };
+        let scene = &self.scene;
         let mut target = Target {
             commands: &mut self.commands,
             pipelines: &self.pipelines,
             tokens: self.batch.tokens,
             outputs: self.batch.outputs,
-            logits: self.buffers.view(logits),
+            logits: self.scene.buffers.view(logits),
             trace: self.trace.as_mut(),
             dispatches: &|rows| scene.dispatches(Counts { tokens: rows, outputs: rows, tiles: rows, single: true }),
         };
-        self.decoder.decode(&mut target, logits, continuations, &self.options, cancel)
+        self.decoder.decode(&mut target, logits, continuations, &self.scene.options, cancel)
     }
 
     fn set_tracing(&mut self, on: bool) -> bool {
         // What is under way was recorded without timestamps; a device that failed says so in the next pass.
         let _ = self.decoder.stop(&self.commands);
-        self.trace = if on { Trace::new(&self.context) } else { None };
+        self.trace = if on { Trace::new(&self.scene.context) } else { None };
         self.trace.is_some()
     }
 
@@ -468,26 +409,6 @@ fn check(context: &Context, program: &Program, options: &LoadOptions) -> Result<
         }
     }
     Ok(())
-}
-
-/// The setting for a pass.
-pub(crate) fn setting(context: &Context, options: &LoadOptions, tokens: usize, outputs: usize) -> Setting {
-    Setting {
-        precision: options.precision,
-        integer_dot: context.features().integer_dot,
-        matrices: path(context.features(), options.precision, DType::F16) == Path::Matrix,
-        few_tokens: tokens <= COLUMNS_MAX,
-        few_outputs: outputs <= COLUMNS_MAX,
-    }
-}
-
-/// Every setting that passes can have.
-pub(crate) fn settings(context: &Context, options: &LoadOptions) -> Vec<Setting> {
-    let counts = |most: usize| [1, most].into_iter();
-    counts(options.tokens_max)
-        .flat_map(|tokens| counts(options.outputs_max).map(move |outputs| (tokens, outputs)))
-        .map(|(tokens, outputs)| setting(context, options, tokens, outputs))
-        .collect()
 }
 
 /// Whether [`Decode`] can do all attention.

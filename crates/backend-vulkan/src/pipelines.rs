@@ -18,12 +18,13 @@ use crate::kernel::attention::Scratch;
 use crate::kernel::rope::RopeAddresses;
 use crate::kernel::sample::{Rows, SamplePlan, Sampler};
 use crate::layout::{repack, unit_len};
-use crate::loaded::{CACHE_DTYPES, setting, settings};
+use crate::loaded::CACHE_DTYPES;
 use crate::memory::{Arena, Place};
 use crate::pipeline::{Kernel, Pipelines, create};
 use crate::place::Buffers;
-use crate::plan::{Rope, plan};
-use crate::record::{BatchAddresses, Counts, Recorder};
+use crate::plan::Rope;
+use crate::record::{BatchAddresses, Counts};
+use crate::scene::{Scene, plans};
 use model::{SHAPES, Shape};
 
 /// Tokens and output rows of the passes whose pipelines are compiled, and whether every token is of its own sequence.
@@ -144,28 +145,27 @@ fn options(precision: Precision, cache_dtype: DType) -> LoadOptions {
 
 /// What all of [`PASSES`] dispatch, at addresses of nothing.
 fn dispatches(context: &Arc<Context>, program: &Program, logits: BufferId, options: &LoadOptions) -> Vec<Dispatch> {
-    let features = context.features();
-    let plans: Vec<_> = settings(context, options).iter().map(|setting| plan(program, setting)).collect();
+    let plans = plans(context, program, options);
     let arena = Arena::new(context, Place::Nowhere, 0);
-    let buffers = Buffers::within(arena, program, options, &plans).expect("addresses are there without end");
-    let ropes = ropes(program);
-    let mut all = Vec::new();
-    for (tokens, outputs, single) in PASSES {
-        let setting = setting(context, options, tokens, outputs);
-        let recorder = Recorder {
-            features,
-            program,
-            buffers: &buffers,
-            ropes: &ropes,
-            batch: BatchAddresses { tokens: 0, outputs: 0, tiles: 0, arrivals: 0, slices: 0 },
-            matrices: setting.matrices,
-            scratch: Scratch { counters: 0, partial: 0 },
-            context: options.context_max,
-            counts: Counts { tokens, outputs, tiles: tokens.div_ceil(32), single },
-        };
-        all.extend(recorder.dispatches(&plan(program, &setting)));
-    }
-    all.extend(samples(context, buffers.view(logits)));
+    let scene = Scene {
+        context: context.clone(),
+        program: program.clone(),
+        options: options.clone(),
+        buffers: Buffers::within(arena, program, options, &plans).expect("addresses are there without end"),
+        ropes: ropes(program),
+        batch: BatchAddresses { tokens: 0, outputs: 0, tiles: 0, arrivals: 0, slices: 0 },
+        scratch: Scratch { counters: 0, partial: 0 },
+        sink: 0,
+        plans,
+    };
+    let counts = |(tokens, outputs, single): (usize, usize, bool)| Counts {
+        tokens,
+        outputs,
+        tiles: tokens.div_ceil(32),
+        single,
+    };
+    let mut all: Vec<Dispatch> = PASSES.into_iter().flat_map(|pass| scene.dispatches(counts(pass))).collect();
+    all.extend(samples(context, scene.buffers.view(logits)));
     all
 }
 

@@ -1,6 +1,6 @@
 //! Where a program's buffers lie on the device.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use tensor::backend::cache_positions;
@@ -13,7 +13,7 @@ use crate::kernel::to_half::Halves;
 use crate::kernel::{Quantized, View, pitch};
 use crate::layout::Weight;
 use crate::memory::{Arena, Place, Slice};
-use crate::plan::{Form, Forms, Step};
+use crate::plan::{Form, Forms, Setting, Step};
 
 /// A buffer on the device.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +42,7 @@ impl Buffers {
         context: &Arc<Context>,
         program: &Program,
         options: &LoadOptions,
-        plans: &[Vec<Step>],
+        plans: &HashMap<Setting, Vec<Step>>,
     ) -> Result<Buffers, BackendError> {
         let used = tensor::backend::required_memory(program, options);
         let expected = used.weights + used.caches + used.scratch;
@@ -57,9 +57,9 @@ impl Buffers {
         arena: Arena,
         program: &Program,
         options: &LoadOptions,
-        plans: &[Vec<Step>],
+        plans: &HashMap<Setting, Vec<Step>>,
     ) -> Result<Buffers, BackendError> {
-        let forms: HashSet<(BufferId, Form)> = plans.iter().flatten().flat_map(other_forms).collect();
+        let forms: HashSet<(BufferId, Form)> = plans.values().flatten().flat_map(other_forms).collect();
         let mut buffers = Buffers { placed: Vec::new(), arena, used: MemoryUse::default() };
         for (index, buffer) in program.buffers().iter().enumerate() {
             let has = |form| forms.contains(&(BufferId(index as u32), form));
