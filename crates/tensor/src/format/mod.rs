@@ -24,6 +24,7 @@ pub mod q5_1;
 pub mod q5_k;
 pub mod q6_k;
 pub mod q8_0;
+pub mod trellis;
 
 /// A format's encoder can't be applied.
 #[derive(Debug, Error, PartialEq, Eq)]
