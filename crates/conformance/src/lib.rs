@@ -30,6 +30,7 @@ mod linear;
 mod rms_norm;
 mod rope;
 mod select_outputs;
+mod single_tokens;
 
 use tensor::Backend;
 
@@ -116,6 +117,7 @@ pub fn cases() -> Vec<Case> {
         add::CASES,
         select_outputs::CASES,
         layer::CASES,
+        single_tokens::CASES,
         contract::CASES,
         decode::CASES,
     ]
