@@ -30,7 +30,7 @@ pub use context::DeviceInfo;
 pub use faults::Fault;
 pub use features::{DeviceKind, Features, MatrixShape};
 #[doc(hidden)]
-pub use kernel::matmul::measure as measure_matmul;
+pub use kernel::matmul::{matrix_constants, measure as measure_matmul};
 #[doc(hidden)]
 pub use kernel::matvec::measure as measure_matvec;
 

@@ -14,6 +14,7 @@
 pub mod bound;
 pub mod compare;
 pub mod format;
+pub mod lanes;
 pub mod random;
 pub mod setup;
 
