@@ -7,6 +7,7 @@ mod decode;
 mod dispatch;
 mod faults;
 mod features;
+mod footprint;
 mod kernel;
 mod lab;
 mod layout;
@@ -36,7 +37,7 @@ pub use kernel::matvec::measure as measure_matvec;
 
 use std::sync::Arc;
 
-use tensor::{Backend, BackendError, Capabilities, DType, LoadOptions, Loaded, Program, WeightSource};
+use tensor::{Backend, BackendError, Capabilities, DType, LoadOptions, Loaded, MemoryUse, Program, WeightSource};
 
 use context::Context;
 #[cfg(any(test, debug_assertions))]
@@ -108,6 +109,10 @@ impl Backend for VulkanBackend {
             memory_bytes: memory::available(&self.context),
             decodes: true,
         }
+    }
+
+    fn required_memory(&self, program: &Program, options: &LoadOptions) -> MemoryUse {
+        footprint::required(&self.context, program, options)
     }
 
     fn load(

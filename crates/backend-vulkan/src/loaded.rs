@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ash::vk;
+use tensor::backend::cache_positions;
 use tensor::{
     BackendError, Batch, BufferId, BufferKind, Continuation, DType, LoadOptions, Loaded, MemoryUse, Op, Program,
     Segment, TraceSpan, WeightSource,
@@ -14,25 +15,28 @@ use tensor::{
 use crate::commands::{Commands, barrier, host_barrier, record_dispatches};
 use crate::context::Context;
 use crate::decode::{Decoder, Target};
-use crate::kernel::attention::{Decode, Scratch, tiles};
-use crate::kernel::matmul::{Path, path, slices_bytes};
+use crate::footprint::{BatchMemory, Footprint};
+use crate::kernel::attention::{Decode, tiles};
+use crate::kernel::cache_write::CacheShape;
 use crate::kernel::rope::{RopeAddresses, RopeTables};
-use crate::layout::Weight;
 use crate::memory::{Arena, Place, Slice};
 use crate::pace::Pace;
 use crate::pipeline::Pipelines;
 use crate::place::{Buffers, Placed};
 use crate::plan::Rope;
-use crate::record::{BatchAddresses, Counts, attention_shape};
+use crate::record::{Counts, attention_shape};
 use crate::scene::{Scene, plans};
 use crate::trace::Trace;
 use crate::upload::Uploader;
 
 /// Bytes that are copied to the processor at once.
-const DOWNLOAD_BYTES: u64 = 16 << 20;
+pub(crate) const DOWNLOAD_BYTES: u64 = 16 << 20;
 
 /// Recordings that are kept.
 const RECORDINGS: usize = 16;
+
+/// Bytes of one layer's keys or values that kernels can address: 31 bits of 16-byte lines.
+const CACHE_BYTES_MAX: u64 = (1 << 35) - 1;
 
 /// Formats of caches that kernels read and write.
 pub(crate) const CACHE_DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Q8_0];
@@ -65,34 +69,6 @@ pub(crate) struct VulkanLoaded {
     _mapped: Vec<Arena>,
 }
 
-/// The batch on the device, and where it is written.
-struct BatchMemory {
-    tokens: Slice,
-    outputs: Slice,
-    tiles: Slice,
-    arrivals: Slice,
-    /// A word that nobody reads.
-    sink: Slice,
-    /// For products of matrices in slices.
-    slices: Slice,
-}
-
-impl BatchMemory {
-    fn slices(&self) -> [Slice; 3] {
-        [self.tokens, self.outputs, self.tiles]
-    }
-
-    fn addresses(&self) -> BatchAddresses {
-        BatchAddresses {
-            tokens: self.tokens.address,
-            outputs: self.outputs.address,
-            tiles: self.tiles.address,
-            arrivals: self.arrivals.address,
-            slices: self.slices.address,
-        }
-    }
-}
-
 impl VulkanLoaded {
     /// Reads the weights and allocates all that passes will need.
     ///
@@ -107,37 +83,23 @@ impl VulkanLoaded {
     ) -> Result<VulkanLoaded, BackendError> {
         check(context, program, options)?;
         let plans = plans(context, program, options);
-        let mut buffers = Buffers::new(context, program, options, &plans)?;
-        let batch = BatchMemory {
-            tokens: buffers.extra(16 * options.tokens_max)?,
-            outputs: buffers.extra(4 * options.outputs_max)?,
-            tiles: buffers.extra(16 * options.tokens_max)?,
-            arrivals: buffers.extra(4 * widest(program).div_ceil(32))?,
-            sink: buffers.extra(4)?,
-            slices: buffers.extra(slices_max(context, program, options))?,
-        };
-        let decoder = Decoder::new(context, program, options, &mut buffers)?;
-        let scratch = attention_scratch(context, program, options, &mut buffers)?;
+        let Footprint { buffers, batch, decoder, scratch, ropes } = Footprint::new(context, program, options, &plans)?;
+        let decoder = Decoder::new(context, program, options, &decoder)?;
         let decodes_alone = decodes_alone(context, program, options, &buffers);
-        let tables = rope_tables(program, options);
-        let mut placed = Vec::new();
-        for (rope, tables) in tables {
-            let bytes = tables.bytes();
-            let slice = buffers.extra(bytes.len())?;
-            placed.push((rope, bytes, slice));
-        }
         let mut upload = Arena::new(context, Place::Upload, 0);
-        let staging = upload.allocate(batch.slices().iter().map(|slice| slice.size).sum(), "staging")?;
+        let staging = upload.allocate(batch.staging_bytes(), "staging")?;
         let mut downloads = Arena::new(context, Place::Download, 0);
         let download = downloads.allocate(DOWNLOAD_BYTES, "results")?;
         let mut commands = Commands::new(context, &context.queue)?;
         clear(context, &mut commands, &buffers)?;
         upload_weights(context, pipelines, program, weights, &buffers)?;
-        let mut ropes = HashMap::new();
-        for (rope, bytes, slice) in placed {
-            write(context, &mut commands, &bytes, slice)?;
-            ropes.insert(rope, RopeAddresses::new(slice.address, rope.head_dim));
+        for (rope, slice) in &ropes {
+            let Rope { head_dim, base, position_divisor } = *rope;
+            let tables = RopeTables::new(base.0, position_divisor.0, head_dim, options.context_max);
+            write(context, &mut commands, &tables.bytes(), *slice)?;
         }
+        let address = |(rope, slice): (Rope, Slice)| (rope, RopeAddresses::new(slice.address, rope.head_dim));
+        let ropes = ropes.into_iter().map(address).collect();
         Ok(VulkanLoaded {
             commands,
             recordings: HashMap::new(),
@@ -163,6 +125,12 @@ impl VulkanLoaded {
             pace: Pace::new(context.features().kind),
             _mapped: vec![upload, downloads],
         })
+    }
+
+    /// Bytes that were taken from the device.
+    #[cfg(test)]
+    pub(crate) fn blocks_bytes(&self) -> u64 {
+        self.scene.buffers.arena().bytes()
     }
 
     /// One pass whose tokens the processor chooses, for programs that can't be decoded without it.
@@ -392,19 +360,26 @@ impl Loaded for VulkanLoaded {
 }
 
 /// Refuses what no kernel does.
-fn check(context: &Context, program: &Program, options: &LoadOptions) -> Result<(), BackendError> {
+pub(crate) fn check(context: &Context, program: &Program, options: &LoadOptions) -> Result<(), BackendError> {
     let unsupported = |problem| BackendError::Unsupported { device: context.features().name.clone(), problem };
     let dtype = options.cache_dtype;
     if !CACHE_DTYPES.contains(&dtype) {
         return Err(unsupported(format!("expected caches in f32, f16 or q8_0, found {dtype}")));
     }
     for buffer in program.buffers() {
-        if let BufferKind::Cache { width, .. } = buffer.kind
-            && !width.is_multiple_of(dtype.block_len())
-        {
-            let block = dtype.block_len();
+        let BufferKind::Cache { width, window } = buffer.kind else { continue };
+        let block = dtype.block_len();
+        if !width.is_multiple_of(block) {
             return Err(unsupported(format!(
                 "a cache in {dtype} needs a width that is a multiple of {block}, found {width}"
+            )));
+        }
+        let shape = CacheShape { dtype, width, ring: cache_positions(window, options) };
+        let bytes = shape.bytes(options.sequences_max);
+        if bytes > CACHE_BYTES_MAX {
+            return Err(unsupported(format!(
+                "expected caches of up to {CACHE_BYTES_MAX} bytes for a layer, found {bytes}\n\nhint: load with a \
+                 shorter context or fewer sequences"
             )));
         }
     }
@@ -418,64 +393,6 @@ fn decodes_alone(context: &Context, program: &Program, options: &LoadOptions, bu
         let shape = attention_shape(buffers, op);
         Decode::new(context.features(), &shape, 1, options.context_max).is_some()
     })
-}
-
-/// Memory for attention over single tokens, for as many as there are sequences.
-fn attention_scratch(
-    context: &Context,
-    program: &Program,
-    options: &LoadOptions,
-    buffers: &mut Buffers,
-) -> Result<Scratch, BackendError> {
-    let (mut counters, mut partial) = (0, 0);
-    for op in program.ops().iter().filter(|op| matches!(op, Op::Attention { .. })) {
-        let shape = attention_shape(buffers, op);
-        for rows in 1..=options.sequences_max.min(options.tokens_max) {
-            if let Some(plan) = Decode::new(context.features(), &shape, rows, options.context_max) {
-                counters = counters.max(Decode::counter_bytes(&shape, rows));
-                partial = partial.max(plan.partial_bytes(&shape, rows));
-            }
-        }
-    }
-    Ok(Scratch {
-        counters: buffers.extra(counters as usize)?.address,
-        partial: buffers.extra(partial as usize)?.address,
-    })
-}
-
-/// Bytes for products of matrices in slices; none where none are multiplied so.
-fn slices_max(context: &Context, program: &Program, options: &LoadOptions) -> usize {
-    if path(context.features(), options.precision, DType::F16) == Path::Plain {
-        return 0;
-    }
-    let weights = program.buffers().iter().filter_map(|buffer| match buffer.kind {
-        BufferKind::Weight { dtype, rows, columns } => Some(Weight { address: 0, dtype, rows, columns }),
-        BufferKind::Scratch { .. } | BufferKind::Cache { .. } => None,
-    });
-    weights.map(|weight| slices_bytes(&weight)).max().unwrap_or(0)
-}
-
-/// Elements of the widest activation.
-fn widest(program: &Program) -> usize {
-    let widths = program.buffers().iter().filter_map(|buffer| match buffer.kind {
-        BufferKind::Scratch { width, .. } => Some(width),
-        BufferKind::Weight { .. } | BufferKind::Cache { .. } => None,
-    });
-    widths.max().unwrap_or(0)
-}
-
-/// The tables of every rope of the program.
-fn rope_tables(program: &Program, options: &LoadOptions) -> Vec<(Rope, RopeTables)> {
-    let mut tables: Vec<(Rope, RopeTables)> = Vec::new();
-    for op in program.ops() {
-        if let Op::Rope { head_dim, base, position_divisor, .. } = *op {
-            let rope = Rope { head_dim, base, position_divisor };
-            if tables.iter().all(|(other, _)| *other != rope) {
-                tables.push((rope, RopeTables::new(base.0, position_divisor.0, head_dim, options.context_max)));
-            }
-        }
-    }
-    tables
 }
 
 /// Fills all memory with zeros: paddings stay so.

@@ -23,6 +23,9 @@ const SLOT_BYTES: u64 = 32 << 20;
 /// Staging buffers of the ring.
 const SLOTS: usize = 4;
 
+/// Bytes of the ring, in staging and once more on a device with memory of its own.
+pub(crate) const RING_BYTES: u64 = SLOT_BYTES * SLOTS as u64;
+
 /// Bytes that are worth a thread of their own when staging is filled.
 const THREAD_BYTES: usize = 4 << 20;
 
@@ -57,9 +60,8 @@ impl Uploader {
     pub(crate) fn new(context: &Arc<Context>) -> Result<Uploader, BackendError> {
         let transfer = Commands::new(context, &context.transfer)?;
         let compute = Commands::new(context, &context.queue)?;
-        let bytes = SLOT_BYTES * SLOTS as u64;
-        let mut staging = Arena::new(context, Place::Upload, bytes);
-        let mut memory = Arena::new(context, Place::Device, bytes);
+        let mut staging = Arena::new(context, Place::Upload, RING_BYTES);
+        let mut memory = Arena::new(context, Place::Device, RING_BYTES);
         let separate = context.features().kind == DeviceKind::Discrete;
         let mut slots = Vec::new();
         for _ in 0..SLOTS {
