@@ -13,7 +13,7 @@ use std::time::Duration;
 use ash::vk;
 use tensor::{BackendError, BufferId, Continuation, LoadOptions, Program, Sampling};
 
-use crate::commands::{Commands, barrier, host_barrier, record_dispatches};
+use crate::commands::{Commands, barrier, copy, host_barrier, record_dispatches};
 use crate::context::Context;
 use crate::dispatch::Dispatch;
 use crate::footprint::{DecoderMemory, rows_max, vocabulary};
@@ -292,16 +292,14 @@ impl Decoder {
         let mut start = 0;
         for (part, slice) in parts.into_iter().filter(|(part, _)| !part.is_empty()) {
             bytes[start..start + part.len()].copy_from_slice(part);
-            copies.push((from.offset + start as u64, slice, part.len() as u64));
+            copies.push((start as u64, slice, part.len() as u64));
             start += part.len();
         }
         let context = self.context.clone();
         target.commands.once(|buffer| {
             barrier(&context, buffer);
             for (start, slice, len) in copies {
-                let region = vk::BufferCopy::default().src_offset(start).dst_offset(slice.offset).size(len);
-                // SAFETY: both are that long.
-                unsafe { context.raw.cmd_copy_buffer(buffer, from.buffer, slice.buffer, &[region]) };
+                copy(&context, buffer, from.part(start, len), slice, len);
             }
             barrier(&context, buffer);
             Ok(())

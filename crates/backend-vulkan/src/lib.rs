@@ -81,7 +81,7 @@ impl VulkanBackend {
     /// # Errors
     /// No memory for it, or a device that fails.
     pub fn copy_bandwidth(&self) -> Result<f64, BackendError> {
-        bandwidth::copy_bandwidth(&self.context)
+        bandwidth::copy_bandwidth(&self.context, &self.pipelines)
     }
 
     /// The device.

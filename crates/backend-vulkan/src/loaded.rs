@@ -12,9 +12,10 @@ use tensor::{
     Segment, TraceSpan, WeightSource,
 };
 
-use crate::commands::{Commands, barrier, host_barrier, record_dispatches};
+use crate::commands::{Commands, barrier, copy, host_barrier, record_dispatches};
 use crate::context::Context;
 use crate::decode::{Decoder, Target};
+use crate::dispatch::Dispatch;
 use crate::footprint::{BatchMemory, Footprint};
 use crate::kernel::attention::{Decode, tiles};
 use crate::kernel::cache_write::CacheShape;
@@ -27,7 +28,7 @@ use crate::plan::Rope;
 use crate::record::{Counts, attention_shape};
 use crate::scene::{Scene, plans};
 use crate::trace::Trace;
-use crate::upload::Uploader;
+use crate::upload::{Uploader, write};
 
 /// Bytes that are copied to the processor at once.
 pub(crate) const DOWNLOAD_BYTES: u64 = 16 << 20;
@@ -183,15 +184,32 @@ impl VulkanLoaded {
     /// Copies the staged batch to the device.
     fn record_batch(&self, buffer: vk::CommandBuffer, counts: Counts) {
         let used = [16 * counts.tokens, 4 * counts.outputs, 16 * counts.tiles];
-        let mut start = self.staging.offset;
+        let mut start = 0;
         for (slice, bytes) in self.batch.slices().into_iter().zip(used) {
-            if bytes > 0 {
-                let region = vk::BufferCopy::default().src_offset(start).dst_offset(slice.offset).size(bytes as u64);
-                // SAFETY: both are that long.
-                unsafe { self.scene.context.raw.cmd_copy_buffer(buffer, self.staging.buffer, slice.buffer, &[region]) };
-            }
+            copy(&self.scene.context, buffer, self.staging.part(start, slice.size), slice, bytes as u64);
             start += slice.size;
         }
+    }
+
+    /// Records a piece of a pass, the first one behind the copy of the batch; with timestamps, if asked for and there
+    /// is a trace with room for them, which is told.
+    fn record_piece(
+        &self,
+        counts: Counts,
+        (index, dispatches): (usize, &[Dispatch]),
+        timed: bool,
+    ) -> Result<(vk::CommandBuffer, bool), BackendError> {
+        let buffer = self.commands.allocate()?;
+        self.commands.begin(buffer)?;
+        if index == 0 {
+            barrier(&self.scene.context, buffer);
+            self.record_batch(buffer, counts);
+        }
+        let mut stamps = self.trace.as_ref().filter(|_| timed).and_then(|trace| trace.begin(buffer, dispatches));
+        let timed = stamps.is_some();
+        record_dispatches(&self.scene.context, &self.pipelines, buffer, dispatches, &mut stamps)?;
+        self.commands.end(buffer)?;
+        Ok((buffer, timed))
     }
 
     /// Makes sure that there is a recording for the counts.
@@ -204,16 +222,7 @@ impl VulkanLoaded {
         let dispatches = self.scene.dispatches(counts);
         let mut buffers = Vec::new();
         for (index, piece) in self.pace.pieces(&dispatches).into_iter().enumerate() {
-            let buffer = self.commands.allocate()?;
-            let context = self.scene.context.clone();
-            self.commands.begin(buffer)?;
-            if index == 0 {
-                barrier(&context, buffer);
-                self.record_batch(buffer, counts);
-            }
-            record_dispatches(&context, &self.pipelines, buffer, &dispatches[piece], &mut None)?;
-            self.commands.end(buffer)?;
-            buffers.push(buffer);
+            buffers.push(self.record_piece(counts, (index, &dispatches[piece]), false)?.0);
         }
         if self.recordings.len() >= RECORDINGS {
             let oldest = self.recordings.iter().min_by_key(|(_, recording)| recording.used).map(|(&counts, _)| counts);
@@ -231,16 +240,7 @@ impl VulkanLoaded {
         let dispatches = self.scene.dispatches(counts);
         for (index, piece) in self.pace.pieces(&dispatches).into_iter().enumerate() {
             let piece = &dispatches[piece];
-            let buffer = self.commands.allocate()?;
-            self.commands.begin(buffer)?;
-            if index == 0 {
-                barrier(&self.scene.context, buffer);
-                self.record_batch(buffer, counts);
-            }
-            let mut stamps = self.trace.as_ref().and_then(|trace| trace.begin(buffer, piece));
-            let timed = stamps.is_some();
-            record_dispatches(&self.scene.context, &self.pipelines, buffer, piece, &mut stamps)?;
-            self.commands.end(buffer)?;
+            let (buffer, timed) = self.record_piece(counts, (index, piece), true)?;
             let done_at = self.commands.submit(&[buffer])?;
             self.commands.wait(done_at)?;
             self.commands.free(&[buffer]);
@@ -301,9 +301,7 @@ impl Loaded for VulkanLoaded {
             let (context, to) = (self.scene.context.clone(), self.download);
             self.commands.once(|buffer| {
                 barrier(&context, buffer);
-                let region = vk::BufferCopy::default().src_offset(from.offset).dst_offset(to.offset).size(bytes);
-                // SAFETY: both are that long.
-                unsafe { context.raw.cmd_copy_buffer(buffer, from.buffer, to.buffer, &[region]) };
+                copy(&context, buffer, from, to, bytes);
                 host_barrier(&context, buffer);
                 Ok(())
             })?;
@@ -423,20 +421,4 @@ fn upload_weights(
         uploader.upload(pipelines, &weight, slice, &*bytes)?;
     }
     uploader.finish()
-}
-
-/// Writes a few bytes to the device.
-fn write(context: &Arc<Context>, commands: &mut Commands, bytes: &[u8], target: Slice) -> Result<(), BackendError> {
-    let mut arena = Arena::new(context, Place::Upload, 0);
-    let mut staging = arena.allocate(bytes.len() as u64, "staging")?;
-    // SAFETY: the device does not know the memory yet.
-    unsafe { staging.bytes_mut() }.expect("staging is mapped")[..bytes.len()].copy_from_slice(bytes);
-    commands.once(|buffer| {
-        let region =
-            vk::BufferCopy::default().src_offset(staging.offset).dst_offset(target.offset).size(bytes.len() as u64);
-        // SAFETY: both are that long.
-        unsafe { context.raw.cmd_copy_buffer(buffer, staging.buffer, target.buffer, &[region]) };
-        barrier(context, buffer);
-        Ok(())
-    })
 }

@@ -10,7 +10,7 @@ use std::thread;
 use ash::vk;
 use tensor::{BackendError, WeightBytes};
 
-use crate::commands::{Commands, record_dispatches};
+use crate::commands::{self, Commands, barrier, record_dispatches};
 use crate::context::Context;
 use crate::features::DeviceKind;
 use crate::layout::{Weight, is_plain, repack};
@@ -134,13 +134,8 @@ impl Uploader {
         let context = &self.context;
         let copied = match into {
             Some(into) => {
-                let region = vk::BufferCopy::default()
-                    .src_offset(slot.staging.offset)
-                    .dst_offset(into.offset)
-                    .size(bytes.len() as u64);
                 self.transfer.record(slot.transfer, |buffer| {
-                    // SAFETY: both are that long.
-                    unsafe { context.raw.cmd_copy_buffer(buffer, slot.staging.buffer, into.buffer, &[region]) };
+                    commands::copy(context, buffer, slot.staging, into, bytes.len() as u64);
                     Ok(())
                 })?;
                 Some(self.transfer.submit(&[slot.transfer])?)
@@ -165,6 +160,27 @@ impl Uploader {
     pub(crate) fn finish(self) -> Result<(), BackendError> {
         self.compute.wait_all()
     }
+}
+
+/// Writes a few bytes to the device.
+///
+/// # Errors
+/// No memory for them, or a device that fails.
+pub(crate) fn write(
+    context: &Arc<Context>,
+    commands: &mut Commands,
+    bytes: &[u8],
+    target: Slice,
+) -> Result<(), BackendError> {
+    let mut arena = Arena::new(context, Place::Upload, 0);
+    let mut staging = arena.allocate(bytes.len() as u64, "staging")?;
+    // SAFETY: the device does not know the memory yet.
+    unsafe { staging.bytes_mut() }.expect("staging is mapped")[..bytes.len()].copy_from_slice(bytes);
+    commands.once(|buffer| {
+        commands::copy(context, buffer, staging, target, bytes.len() as u64);
+        barrier(context, buffer);
+        Ok(())
+    })
 }
 
 /// Copies with several threads: one alone does not fill the bus of a fast card.
