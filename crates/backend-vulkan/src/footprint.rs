@@ -297,7 +297,7 @@ mod tests {
             assert_eq!((planned.weights, planned.caches), (used.weights, used.caches));
             // 256 weights take 144 bytes in the file and 148 on the device, whose rows are multiples of 16.
             assert_eq!(used.weights, (1500u64 * 304).next_multiple_of(256));
-            let blocks = loaded.blocks_bytes();
+            let blocks = loaded.scene().buffers.arena().bytes();
             let all = |used: MemoryUse| used.weights + used.caches + used.scratch;
             assert!(all(used) <= blocks && blocks <= all(planned), "{used:?} of {blocks}, {planned:?}");
             let rest = all(planned) - blocks;

@@ -1,5 +1,8 @@
 //! Single kernels on real data: for tests of kernels and for measuring one variant against another.
 
+pub(crate) mod ffn;
+pub(crate) mod upload;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +15,7 @@ use crate::dispatch::Dispatch;
 use crate::features::Features;
 use crate::memory::{Arena, Place, Slice};
 use crate::pipeline::Pipelines;
-use crate::upload;
+use crate::upload::write;
 
 /// A device with memory, and nothing loaded.
 pub(crate) struct Lab {
@@ -62,7 +65,7 @@ impl Lab {
     /// No memory, or a device that fails.
     pub(crate) fn upload(&mut self, bytes: &[u8]) -> Result<Slice, BackendError> {
         let slice = self.memory.allocate(bytes.len() as u64, "the lab")?;
-        upload::write(&self.context, &mut self.commands, bytes, slice)?;
+        write(&self.context, &mut self.commands, bytes, slice)?;
         Ok(slice)
     }
 

@@ -34,6 +34,8 @@ pub use features::{DeviceKind, Features, MatrixShape};
 pub use kernel::matmul::{matrix_constants, measure as measure_matmul};
 #[doc(hidden)]
 pub use kernel::matvec::measure as measure_matvec;
+#[doc(hidden)]
+pub use lab::{ffn::measure as measure_ffn, upload::measure as measure_upload};
 
 use std::sync::Arc;
 

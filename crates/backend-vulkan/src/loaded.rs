@@ -128,10 +128,9 @@ impl VulkanLoaded {
         })
     }
 
-    /// Bytes that were taken from the device.
-    #[cfg(test)]
-    pub(crate) fn blocks_bytes(&self) -> u64 {
-        self.scene.buffers.arena().bytes()
+    /// What its passes are made from.
+    pub(crate) fn scene(&self) -> &Scene {
+        &self.scene
     }
 
     /// One pass whose tokens the processor chooses, for programs that can't be decoded without it.

@@ -18,10 +18,10 @@ use crate::memory::{Arena, Place, Slice};
 use crate::pipeline::Pipelines;
 
 /// Bytes of one staging buffer.
-const SLOT_BYTES: u64 = 32 << 20;
+pub(crate) const SLOT_BYTES: u64 = 32 << 20;
 
 /// Staging buffers of the ring.
-const SLOTS: usize = 4;
+pub(crate) const SLOTS: usize = 4;
 
 /// Bytes of the ring, in staging and once more on a device with memory of its own.
 pub(crate) const RING_BYTES: u64 = SLOT_BYTES * SLOTS as u64;
@@ -73,9 +73,8 @@ impl Uploader {
                 free_at: 0,
             });
         }
-        let threads = thread::available_parallelism().map_or(1, |count| count.get().min(8));
         let _memory = vec![staging, memory];
-        Ok(Uploader { context: context.clone(), transfer, compute, slots, next: 0, threads, _memory })
+        Ok(Uploader { context: context.clone(), transfer, compute, slots, next: 0, threads: threads(), _memory })
     }
 
     /// Copies a weight to where it belongs. It is there for submissions to the compute queue that come after
@@ -183,8 +182,13 @@ pub(crate) fn write(
     })
 }
 
+/// Threads that fill staging.
+pub(crate) fn threads() -> usize {
+    thread::available_parallelism().map_or(1, |count| count.get().min(8))
+}
+
 /// Copies with several threads: one alone does not fill the bus of a fast card.
-fn copy(from: &[u8], into: &mut [u8], threads: usize) {
+pub(crate) fn copy(from: &[u8], into: &mut [u8], threads: usize) {
     let threads = threads.min(from.len() / THREAD_BYTES).max(1);
     let part = from.len().div_ceil(threads).max(1);
     thread::scope(|scope| {

@@ -63,7 +63,8 @@ impl Runner {
         }
     }
 
-    /// [`Engine::forward`] for all positions of a text. If the GPU fails, it is run again for the rows that are missing.
+    /// [`Engine::forward`] for all positions of a text. If the GPU fails, it is run again for the rows that are
+    /// missing.
     ///
     /// # Errors
     /// As [`Engine::forward`]; a CPU that has no room for the model either.

@@ -1,5 +1,5 @@
-//! The shaders that multiply matrices, with subgroups of 32 and 64 lanes as AMD's RDNA 3 has them: their loads and stores
-//! as they are written there, by [`conformance::lanes`].
+//! The shaders that multiply matrices, with subgroups of 32 and 64 lanes as AMD's RDNA 3 has them: their loads and
+//! stores as they are written there, by [`conformance::lanes`].
 
 use backend_vulkan::{DeviceKind, Features, MatrixShape, matrix_constants};
 use conformance::lanes::{Layout, Matrix, SIZE, Shared, Use};
