@@ -105,9 +105,5 @@ fn tells_its_memory(subject: &Subject<'_>, experiment: &Experiment, _: BufferId)
     if found.caches < needed.caches || found.weights < needed.weights || found.scratch == 0 {
         return Err(format!("{needed:?} is needed, and it says that it uses {found:?}"));
     }
-    let planned = subject.backend.required_memory(&experiment.program, &experiment.options);
-    if found.caches > planned.caches || found.weights > planned.weights {
-        return Err(format!("it planned {planned:?}, and it says that it uses {found:?}"));
-    }
     Ok(())
 }
