@@ -1,9 +1,10 @@
-//! Compiles `shaders/*.comp` to SPIR-V, once for each variant that a shader declares, and writes a table of them.
+//! Compiles `shaders/*.comp` and `shaders/lab/*.comp` to SPIR-V, once for each variant that a shader declares, and
+//! writes a table of them.
 //!
 //! A shader declares its variants in comments at its top. `//! for ACTIVATIONS in int8 f32` compiles it once with
 //! `#define ACTIVATIONS_INT8` and once with `#define ACTIVATIONS_F32`; several such lines multiply. `{FORMAT}` in an
 //! `#include "format/{FORMAT}.glsl"` stands for the variant's value. A variant is named `matvec.q4_0.int8`: the file's
-//! name and the values in the order of the lines.
+//! name and the values in the order of the lines; `lab.` stands before the names of the lab's shaders.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -25,15 +26,11 @@ fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("shaders");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     println!("cargo::rerun-if-changed={}", root.display());
-    let mut files: Vec<PathBuf> = fs::read_dir(&root)
-        .expect("the folder of shaders")
-        .map(|entry| entry.expect("an entry").path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "comp"))
-        .collect();
-    files.sort();
     let mut table = String::from("pub(crate) static SHADERS: &[(&str, &[u8])] = &[\n");
-    for file in files {
-        let stem = file.file_stem().and_then(|stem| stem.to_str()).expect("a UTF-8 name").to_owned();
+    let engine = files(&root).into_iter().map(|file| (file, ""));
+    let lab = files(&root.join("lab")).into_iter().map(|file| (file, "lab."));
+    for (file, prefix) in engine.chain(lab) {
+        let stem = prefix.to_owned() + file.file_stem().and_then(|stem| stem.to_str()).expect("a UTF-8 name");
         for variant in variants(&fs::read_to_string(&file).expect("a readable shader")) {
             let name = std::iter::once(&stem).chain(variant.iter().map(|(_, value)| value)).cloned();
             let name = name.collect::<Vec<_>>().join(".");
@@ -45,6 +42,15 @@ fn main() {
     }
     table.push_str("];\n");
     fs::write(out.join("shaders.rs"), table).expect("a writable folder");
+}
+
+/// The shaders in a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("a folder of shaders").map(|entry| entry.expect("an entry").path());
+    let mut files: Vec<PathBuf> =
+        entries.filter(|path| path.extension().is_some_and(|extension| extension == "comp")).collect();
+    files.sort();
+    files
 }
 
 /// What a variant defines, in the order of the lines that declare it.

@@ -1,20 +1,94 @@
-//! Measures kernels on a device: `lab [TOKENS] [plain]`, or `lab matvec`. `LAPIDARY_VULKAN_DEVICE` chooses the device
-//! by number.
+//! Measures parts of the engine on a device. `LAPIDARY_VULKAN_DEVICE` chooses the device by number.
+//!
+//! - `lab [TOKENS] [plain]`: products of matrices;
+//! - `lab matvec`: what a decoding pass consists of, in several variants;
+//! - `lab ffn [HIDDEN INNER]`: a feed-forward layer beside plain shaders, by default that of the 27B model;
+//! - `lab upload FILE|GIB`: weights onto the device, from a file or from memory, beside reading and copying alone.
 
 #![allow(clippy::print_stderr, reason = "a program's errors go there")]
 
+use std::error::Error;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use memmap2::Mmap;
+use tensor::WeightBytes;
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let tokens = arguments.first().and_then(|number| number.parse().ok()).unwrap_or(512);
-    let plain = arguments.iter().any(|argument| argument == "plain");
-    let index = std::env::var("LAPIDARY_VULKAN_DEVICE").ok().and_then(|number| number.parse().ok());
-    let out = &mut std::io::stdout();
-    let result = match arguments.iter().any(|argument| argument == "matvec") {
-        true => backend_vulkan::measure_matvec(index, out),
-        false => backend_vulkan::measure_matmul(index, tokens, plain, out),
-    };
-    if let Err(error) = result {
-        eprintln!("{error}");
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let Err(error) = run(&arguments) {
+        eprintln!("error: {error}");
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            eprintln!("  because: {error}");
+            cause = error.source();
+        }
         std::process::exit(1);
+    }
+}
+
+fn run(arguments: &[&str]) -> Result<(), Box<dyn Error>> {
+    let index = std::env::var("LAPIDARY_VULKAN_DEVICE").ok().and_then(|number| number.parse().ok());
+    let out = &mut io::stdout();
+    match arguments {
+        ["matvec", ..] => backend_vulkan::measure_matvec(index, out)?,
+        ["ffn"] => drop(backend_vulkan::measure_ffn(index, 5376, 21_504, out)?),
+        ["ffn", hidden, inner] => drop(backend_vulkan::measure_ffn(index, hidden.parse()?, inner.parse()?, out)?),
+        ["upload", source] => upload(index, source, out)?,
+        _ => {
+            let tokens = arguments.first().and_then(|number| number.parse().ok()).unwrap_or(512);
+            backend_vulkan::measure_matmul(index, tokens, arguments.contains(&"plain"), out)?;
+        }
+    }
+    Ok(())
+}
+
+fn upload(index: Option<usize>, source: &str, out: &mut dyn io::Write) -> Result<(), Box<dyn Error>> {
+    let open: &mut dyn FnMut() -> io::Result<Arc<dyn WeightBytes>> = match source.parse::<f64>() {
+        Ok(gib) => {
+            // Pages that were never written would all be the same one.
+            let bytes = Arc::new(vec![0x5a_u8; (gib * f64::from(1 << 30)) as usize]);
+            &mut move || Ok(bytes.clone())
+        }
+        Err(_) => &mut || Ok(Arc::new(Mapped::open(source)?)),
+    };
+    backend_vulkan::measure_upload(index, open, out)?;
+    Ok(())
+}
+
+/// A mapped file, none of it in memory.
+struct Mapped(Mmap);
+
+impl Mapped {
+    fn open(path: &str) -> io::Result<Mapped> {
+        let file = File::open(path)?;
+        #[cfg(target_os = "linux")]
+        {
+            use std::os::fd::AsRawFd;
+            // SAFETY: a call with an open file; it only lets the system forget what it has read of it.
+            unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        }
+        // SAFETY: a measurement; whoever changes the file meanwhile measures something else.
+        Ok(Mapped(unsafe { Mmap::map(&file)? }))
+    }
+}
+
+impl WeightBytes for Mapped {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: pages of a file that is only read: what is read again comes from the file.
+            let _ = unsafe { self.0.unchecked_advise_range(advice, range.start, range.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
     }
 }

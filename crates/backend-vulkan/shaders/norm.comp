@@ -32,20 +32,8 @@ layout(push_constant, scalar) uniform Push {
     float second_epsilon;
 } p;
 
-shared float parts[2][WORKGROUP / SUBGROUP];
-
-float sum_of_workgroup(uint round, float value) {
-    value = subgroupAdd(value);
-    if (subgroupElect()) {
-        parts[round][gl_SubgroupID] = value;
-    }
-    barrier();
-    value = gl_SubgroupInvocationID < WORKGROUP / SUBGROUP ? parts[round][gl_SubgroupInvocationID] : 0.0;
-    for (uint i = gl_SubgroupInvocationID + SUBGROUP; i < WORKGROUP / SUBGROUP; i += SUBGROUP) {
-        value += parts[round][i];
-    }
-    return subgroupAdd(value);
-}
+#define SUMS 2
+#include "workgroup_sum.glsl"
 
 float inverse_root(uint round, float squares, float epsilon) {
     return 1.0 / sqrt(sum_of_workgroup(round, squares) / float(4 * p.fours) + epsilon);

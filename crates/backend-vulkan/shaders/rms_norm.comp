@@ -11,20 +11,8 @@ layout(push_constant, scalar) uniform Push {
     float epsilon;
 } p;
 
-shared float parts[WORKGROUP / SUBGROUP];
-
-float sum_of_workgroup(float value) {
-    value = subgroupAdd(value);
-    if (subgroupElect()) {
-        parts[gl_SubgroupID] = value;
-    }
-    barrier();
-    value = 0.0;
-    for (uint i = 0; i < WORKGROUP / SUBGROUP; i++) {
-        value += parts[i];
-    }
-    return value;
-}
+#define SUMS 1
+#include "workgroup_sum.glsl"
 
 void main() {
     const uint start = gl_WorkGroupID.y * p.pitch + gl_WorkGroupID.x * p.group;
@@ -33,7 +21,7 @@ void main() {
         const float x = p.source.at[start + i];
         squares += x * x;
     }
-    const float inverse = 1.0 / sqrt(sum_of_workgroup(squares) / float(p.group) + p.epsilon);
+    const float inverse = 1.0 / sqrt(sum_of_workgroup(0, squares) / float(p.group) + p.epsilon);
     for (uint i = gl_LocalInvocationIndex; i < p.group; i += WORKGROUP) {
         p.target.at[start + i] = p.source.at[start + i] * inverse * p.weight.at[i];
     }

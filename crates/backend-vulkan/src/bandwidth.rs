@@ -17,15 +17,15 @@ use crate::pipeline::Pipelines;
 ///
 /// # Errors
 /// No memory for it, or a device that fails.
-pub(crate) fn copy_bandwidth(context: &Arc<Context>) -> Result<f64, BackendError> {
+pub(crate) fn copy_bandwidth(context: &Arc<Context>, pipelines: &Pipelines) -> Result<f64, BackendError> {
     if let Some(&known) = context.bandwidth.get() {
         return Ok(known);
     }
-    let measured = measure(context)?;
+    let measured = measure(context, pipelines)?;
     Ok(*context.bandwidth.get_or_init(|| measured))
 }
 
-fn measure(context: &Arc<Context>) -> Result<f64, BackendError> {
+fn measure(context: &Arc<Context>, pipelines: &Pipelines) -> Result<f64, BackendError> {
     let most: u64 = if context.features().kind == DeviceKind::Software { 16 << 20 } else { 512 << 20 };
     // Far larger than caches, and not more than a part of what is free.
     let bytes = most.min(available(context) / 8).max(1 << 20) & !0xff;
@@ -45,10 +45,9 @@ fn measure(context: &Arc<Context>) -> Result<f64, BackendError> {
         writes: vec![to.address],
         ..Dispatch::default()
     };
-    let pipelines = Pipelines::new(context)?;
     let buffer = commands.allocate()?;
     commands
-        .record(buffer, |buffer| record_dispatches(context, &pipelines, buffer, &vec![dispatch; copies], &mut None))?;
+        .record(buffer, |buffer| record_dispatches(context, pipelines, buffer, &vec![dispatch; copies], &mut None))?;
     let mut best = f64::INFINITY;
     for _ in 0..3 {
         let start = Instant::now();

@@ -8,6 +8,7 @@ use tensor::BackendError;
 
 use crate::context::{Context, Queue, TIMEOUT};
 use crate::dispatch::Dispatch;
+use crate::memory::Slice;
 use crate::pipeline::Pipelines;
 
 /// Makes command buffers for one queue and counts what was submitted.
@@ -267,6 +268,19 @@ pub(crate) fn barrier(context: &Context, buffer: vk::CommandBuffer) {
     let stages = vk::PipelineStageFlags2::COMPUTE_SHADER | vk::PipelineStageFlags2::TRANSFER;
     let (from, to) = (vk::AccessFlags2::MEMORY_WRITE, vk::AccessFlags2::MEMORY_READ | vk::AccessFlags2::MEMORY_WRITE);
     memory_barrier(context, buffer, (stages, from), (stages, to));
+}
+
+/// Copies the first `bytes` bytes of a slice to the beginning of another one.
+///
+/// # Panics
+/// If one of them is shorter.
+pub(crate) fn copy(context: &Context, buffer: vk::CommandBuffer, from: Slice, to: Slice, bytes: u64) {
+    assert!(bytes <= from.size && bytes <= to.size, "{bytes} bytes of {} to {}", from.size, to.size);
+    if bytes > 0 {
+        let region = vk::BufferCopy::default().src_offset(from.offset).dst_offset(to.offset).size(bytes);
+        // SAFETY: both are that long; the buffer is being recorded.
+        unsafe { context.raw.cmd_copy_buffer(buffer, from.buffer, to.buffer, &[region]) };
+    }
 }
 
 /// What dispatches before wrote is seen by those after.

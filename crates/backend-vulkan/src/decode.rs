@@ -11,16 +11,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ash::vk;
-use tensor::{BackendError, BufferId, BufferKind, Continuation, LoadOptions, Program, Rows as RowKind, Sampling};
+use tensor::{BackendError, BufferId, Continuation, LoadOptions, Program, Sampling};
 
-use crate::commands::{Commands, barrier, host_barrier, record_dispatches};
+use crate::commands::{Commands, barrier, copy, host_barrier, record_dispatches};
 use crate::context::Context;
 use crate::dispatch::Dispatch;
+use crate::footprint::{DecoderMemory, rows_max, vocabulary};
 use crate::kernel::View;
 use crate::kernel::sample::{NO_TOKEN, Rows, SamplePlan, Sampler, Settings, occurred_words};
 use crate::memory::{Arena, Place, Slice};
 use crate::pipeline::Pipelines;
-use crate::place::Buffers;
 use crate::trace::Trace;
 
 /// Passes that can be under way.
@@ -101,7 +101,7 @@ pub(crate) struct Target<'a> {
 }
 
 impl Decoder {
-    /// Decides the memory for as many sequences as there can be.
+    /// For as many sequences as there can be.
     ///
     /// # Errors
     /// Memory that is not there.
@@ -109,25 +109,17 @@ impl Decoder {
         context: &Arc<Context>,
         program: &Program,
         options: &LoadOptions,
-        buffers: &mut Buffers,
+        memory: &DecoderMemory,
     ) -> Result<Decoder, BackendError> {
-        let rows_max = options.sequences_max.min(options.outputs_max).min(options.tokens_max);
-        let vocabulary = vocabulary(program);
-        let features = context.features();
-        let words = occurred_words(vocabulary.unwrap_or(0));
-        let settings = buffers.extra(rows_max * size_of::<Settings>())?;
-        let occurred = buffers.extra(rows_max * words * 4)?;
-        let sampler = match vocabulary {
-            Some(vocabulary) => {
-                let (bytes, _) = Sampler::scratch_bytes(features, rows_max, vocabulary);
-                Some(Sampler::new(features, buffers.extra(bytes)?.address, rows_max, vocabulary))
-            }
-            None => None,
-        };
+        let rows_max = rows_max(options);
+        let DecoderMemory { settings, occurred, sampler } = *memory;
+        let sampler = vocabulary(program).zip(sampler);
+        let sampler = sampler
+            .map(|(vocabulary, scratch)| Sampler::new(context.features(), scratch.address, rows_max, vocabulary));
         let mut uploads = Arena::new(context, Place::Upload, 0);
-        let staging = uploads.allocate(settings.size + occurred.size + 20 * rows_max as u64, "staging")?;
+        let staging = uploads.allocate(memory.staging_bytes(rows_max), "staging")?;
         let mut downloads = Arena::new(context, Place::Download, 0);
-        let results = downloads.allocate((SLOTS * rows_max * 4) as u64, "results")?;
+        let results = downloads.allocate(results_bytes(rows_max), "results")?;
         Ok(Decoder {
             context: context.clone(),
             recordings: HashMap::new(),
@@ -300,16 +292,14 @@ impl Decoder {
         let mut start = 0;
         for (part, slice) in parts.into_iter().filter(|(part, _)| !part.is_empty()) {
             bytes[start..start + part.len()].copy_from_slice(part);
-            copies.push((from.offset + start as u64, slice, part.len() as u64));
+            copies.push((start as u64, slice, part.len() as u64));
             start += part.len();
         }
         let context = self.context.clone();
         target.commands.once(|buffer| {
             barrier(&context, buffer);
             for (start, slice, len) in copies {
-                let region = vk::BufferCopy::default().src_offset(start).dst_offset(slice.offset).size(len);
-                // SAFETY: both are that long.
-                unsafe { context.raw.cmd_copy_buffer(buffer, from.buffer, slice.buffer, &[region]) };
+                copy(&context, buffer, from.part(start, len), slice, len);
             }
             barrier(&context, buffer);
             Ok(())
@@ -473,6 +463,11 @@ impl Drop for Decoder {
     }
 }
 
+/// Bytes of what the processor reads, for so many sequences.
+pub(crate) fn results_bytes(rows: usize) -> u64 {
+    (SLOTS * rows * 4) as u64
+}
+
 fn next(one: &Continuation<'_>) -> Next {
     Next { sequence: one.sequence, position: one.position, token: one.token, sampling: *one.sampling }
 }
@@ -486,14 +481,4 @@ fn queries(context: &Context) -> Result<Option<vk::QueryPool>, BackendError> {
     // SAFETY: plain creation.
     let pool = unsafe { context.raw.create_query_pool(&info, None) };
     pool.map(Some).map_err(|error| context.failure("making timestamps", error))
-}
-
-/// The width of the logits: of the widest output that no op reads.
-fn vocabulary(program: &Program) -> Option<usize> {
-    let read: Vec<BufferId> = program.ops().iter().flat_map(tensor::Op::reads).collect();
-    let outputs = program.buffers().iter().enumerate().filter_map(|(index, buffer)| match buffer.kind {
-        BufferKind::Scratch { rows: RowKind::Outputs, width } if !read.contains(&BufferId(index as u32)) => Some(width),
-        BufferKind::Scratch { .. } | BufferKind::Weight { .. } | BufferKind::Cache { .. } => None,
-    });
-    outputs.max()
 }

@@ -1,17 +1,21 @@
 //! Single kernels on real data: for tests of kernels and for measuring one variant against another.
 
+pub(crate) mod ffn;
+pub(crate) mod upload;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use ash::vk;
 use tensor::BackendError;
 
-use crate::commands::{Commands, Stamps, barrier, host_barrier, record_dispatches};
+use crate::commands::{Commands, Stamps, barrier, copy, host_barrier, record_dispatches};
 use crate::context::Context;
 use crate::dispatch::Dispatch;
 use crate::features::Features;
 use crate::memory::{Arena, Place, Slice};
 use crate::pipeline::Pipelines;
+use crate::upload::write;
 
 /// A device with memory, and nothing loaded.
 pub(crate) struct Lab {
@@ -61,11 +65,7 @@ impl Lab {
     /// No memory, or a device that fails.
     pub(crate) fn upload(&mut self, bytes: &[u8]) -> Result<Slice, BackendError> {
         let slice = self.memory.allocate(bytes.len() as u64, "the lab")?;
-        let mut arena = Arena::new(&self.context, Place::Upload, 0);
-        let mut staging = arena.allocate(bytes.len() as u64, "the lab")?;
-        // SAFETY: the device does not know the memory yet.
-        unsafe { staging.bytes_mut() }.expect("mapped memory")[..bytes.len()].copy_from_slice(bytes);
-        self.copy(staging, slice, bytes.len() as u64)?;
+        write(&self.context, &mut self.commands, bytes, slice)?;
         Ok(slice)
     }
 
@@ -84,20 +84,14 @@ impl Lab {
     pub(crate) fn download(&mut self, slice: Slice, len: usize) -> Result<Vec<u8>, BackendError> {
         let mut arena = Arena::new(&self.context, Place::Download, 0);
         let mut staging = arena.allocate(len as u64, "the lab")?;
-        self.copy(slice, staging, len as u64)?;
-        // SAFETY: the copy is done.
-        Ok(unsafe { staging.bytes_mut() }.expect("mapped memory")[..len].to_vec())
-    }
-
-    fn copy(&mut self, from: Slice, to: Slice, len: u64) -> Result<(), BackendError> {
         let context = self.context.clone();
         self.commands.once(|buffer| {
-            let region = vk::BufferCopy::default().src_offset(from.offset).dst_offset(to.offset).size(len);
-            // SAFETY: both slices are that long.
-            unsafe { context.raw.cmd_copy_buffer(buffer, from.buffer, to.buffer, &[region]) };
+            copy(&context, buffer, slice, staging, len as u64);
             host_barrier(&context, buffer);
             Ok(())
-        })
+        })?;
+        // SAFETY: the copy is done.
+        Ok(unsafe { staging.bytes_mut() }.expect("mapped memory")[..len].to_vec())
     }
 
     /// Runs the dispatches once, in order, with barriers where they are needed.

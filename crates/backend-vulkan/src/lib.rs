@@ -7,6 +7,7 @@ mod decode;
 mod dispatch;
 mod faults;
 mod features;
+mod footprint;
 mod kernel;
 mod lab;
 mod layout;
@@ -30,13 +31,15 @@ pub use context::DeviceInfo;
 pub use faults::Fault;
 pub use features::{DeviceKind, Features, MatrixShape};
 #[doc(hidden)]
-pub use kernel::matmul::measure as measure_matmul;
+pub use kernel::matmul::{matrix_constants, measure as measure_matmul};
 #[doc(hidden)]
 pub use kernel::matvec::measure as measure_matvec;
+#[doc(hidden)]
+pub use lab::{ffn::measure as measure_ffn, upload::measure as measure_upload};
 
 use std::sync::Arc;
 
-use tensor::{Backend, BackendError, Capabilities, DType, LoadOptions, Loaded, Program, WeightSource};
+use tensor::{Backend, BackendError, Capabilities, DType, LoadOptions, Loaded, MemoryUse, Program, WeightSource};
 
 use context::Context;
 #[cfg(any(test, debug_assertions))]
@@ -80,7 +83,7 @@ impl VulkanBackend {
     /// # Errors
     /// No memory for it, or a device that fails.
     pub fn copy_bandwidth(&self) -> Result<f64, BackendError> {
-        bandwidth::copy_bandwidth(&self.context)
+        bandwidth::copy_bandwidth(&self.context, &self.pipelines)
     }
 
     /// The device.
@@ -108,6 +111,10 @@ impl Backend for VulkanBackend {
             memory_bytes: memory::available(&self.context),
             decodes: true,
         }
+    }
+
+    fn required_memory(&self, program: &Program, options: &LoadOptions) -> MemoryUse {
+        footprint::required(&self.context, program, options)
     }
 
     fn load(

@@ -6,33 +6,38 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ash::vk;
+use tensor::backend::cache_positions;
 use tensor::{
     BackendError, Batch, BufferId, BufferKind, Continuation, DType, LoadOptions, Loaded, MemoryUse, Op, Program,
     Segment, TraceSpan, WeightSource,
 };
 
-use crate::commands::{Commands, barrier, host_barrier, record_dispatches};
+use crate::commands::{Commands, barrier, copy, host_barrier, record_dispatches};
 use crate::context::Context;
 use crate::decode::{Decoder, Target};
-use crate::kernel::attention::{Decode, Scratch, tiles};
-use crate::kernel::matmul::{Path, path, slices_bytes};
+use crate::dispatch::Dispatch;
+use crate::footprint::{BatchMemory, Footprint};
+use crate::kernel::attention::{Decode, tiles};
+use crate::kernel::cache_write::CacheShape;
 use crate::kernel::rope::{RopeAddresses, RopeTables};
-use crate::layout::Weight;
 use crate::memory::{Arena, Place, Slice};
 use crate::pace::Pace;
 use crate::pipeline::Pipelines;
 use crate::place::{Buffers, Placed};
 use crate::plan::Rope;
-use crate::record::{BatchAddresses, Counts, attention_shape};
+use crate::record::{Counts, attention_shape};
 use crate::scene::{Scene, plans};
 use crate::trace::Trace;
-use crate::upload::Uploader;
+use crate::upload::{Uploader, write};
 
 /// Bytes that are copied to the processor at once.
-const DOWNLOAD_BYTES: u64 = 16 << 20;
+pub(crate) const DOWNLOAD_BYTES: u64 = 16 << 20;
 
 /// Recordings that are kept.
 const RECORDINGS: usize = 16;
+
+/// Bytes of one layer's keys or values that kernels can address: 31 bits of 16-byte lines.
+const CACHE_BYTES_MAX: u64 = (1 << 35) - 1;
 
 /// Formats of caches that kernels read and write.
 pub(crate) const CACHE_DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Q8_0];
@@ -65,34 +70,6 @@ pub(crate) struct VulkanLoaded {
     _mapped: Vec<Arena>,
 }
 
-/// The batch on the device, and where it is written.
-struct BatchMemory {
-    tokens: Slice,
-    outputs: Slice,
-    tiles: Slice,
-    arrivals: Slice,
-    /// A word that nobody reads.
-    sink: Slice,
-    /// For products of matrices in slices.
-    slices: Slice,
-}
-
-impl BatchMemory {
-    fn slices(&self) -> [Slice; 3] {
-        [self.tokens, self.outputs, self.tiles]
-    }
-
-    fn addresses(&self) -> BatchAddresses {
-        BatchAddresses {
-            tokens: self.tokens.address,
-            outputs: self.outputs.address,
-            tiles: self.tiles.address,
-            arrivals: self.arrivals.address,
-            slices: self.slices.address,
-        }
-    }
-}
-
 impl VulkanLoaded {
     /// Reads the weights and allocates all that passes will need.
     ///
@@ -107,37 +84,23 @@ impl VulkanLoaded {
     ) -> Result<VulkanLoaded, BackendError> {
         check(context, program, options)?;
         let plans = plans(context, program, options);
-        let mut buffers = Buffers::new(context, program, options, &plans)?;
-        let batch = BatchMemory {
-            tokens: buffers.extra(16 * options.tokens_max)?,
-            outputs: buffers.extra(4 * options.outputs_max)?,
-            tiles: buffers.extra(16 * options.tokens_max)?,
-            arrivals: buffers.extra(4 * widest(program).div_ceil(32))?,
-            sink: buffers.extra(4)?,
-            slices: buffers.extra(slices_max(context, program, options))?,
-        };
-        let decoder = Decoder::new(context, program, options, &mut buffers)?;
-        let scratch = attention_scratch(context, program, options, &mut buffers)?;
+        let Footprint { buffers, batch, decoder, scratch, ropes } = Footprint::new(context, program, options, &plans)?;
+        let decoder = Decoder::new(context, program, options, &decoder)?;
         let decodes_alone = decodes_alone(context, program, options, &buffers);
-        let tables = rope_tables(program, options);
-        let mut placed = Vec::new();
-        for (rope, tables) in tables {
-            let bytes = tables.bytes();
-            let slice = buffers.extra(bytes.len())?;
-            placed.push((rope, bytes, slice));
-        }
         let mut upload = Arena::new(context, Place::Upload, 0);
-        let staging = upload.allocate(batch.slices().iter().map(|slice| slice.size).sum(), "staging")?;
+        let staging = upload.allocate(batch.staging_bytes(), "staging")?;
         let mut downloads = Arena::new(context, Place::Download, 0);
         let download = downloads.allocate(DOWNLOAD_BYTES, "results")?;
         let mut commands = Commands::new(context, &context.queue)?;
         clear(context, &mut commands, &buffers)?;
         upload_weights(context, pipelines, program, weights, &buffers)?;
-        let mut ropes = HashMap::new();
-        for (rope, bytes, slice) in placed {
-            write(context, &mut commands, &bytes, slice)?;
-            ropes.insert(rope, RopeAddresses::new(slice.address, rope.head_dim));
+        for (rope, slice) in &ropes {
+            let Rope { head_dim, base, position_divisor } = *rope;
+            let tables = RopeTables::new(base.0, position_divisor.0, head_dim, options.context_max);
+            write(context, &mut commands, &tables.bytes(), *slice)?;
         }
+        let address = |(rope, slice): (Rope, Slice)| (rope, RopeAddresses::new(slice.address, rope.head_dim));
+        let ropes = ropes.into_iter().map(address).collect();
         Ok(VulkanLoaded {
             commands,
             recordings: HashMap::new(),
@@ -163,6 +126,11 @@ impl VulkanLoaded {
             pace: Pace::new(context.features().kind),
             _mapped: vec![upload, downloads],
         })
+    }
+
+    /// What its passes are made from.
+    pub(crate) fn scene(&self) -> &Scene {
+        &self.scene
     }
 
     /// One pass whose tokens the processor chooses, for programs that can't be decoded without it.
@@ -215,15 +183,32 @@ impl VulkanLoaded {
     /// Copies the staged batch to the device.
     fn record_batch(&self, buffer: vk::CommandBuffer, counts: Counts) {
         let used = [16 * counts.tokens, 4 * counts.outputs, 16 * counts.tiles];
-        let mut start = self.staging.offset;
+        let mut start = 0;
         for (slice, bytes) in self.batch.slices().into_iter().zip(used) {
-            if bytes > 0 {
-                let region = vk::BufferCopy::default().src_offset(start).dst_offset(slice.offset).size(bytes as u64);
-                // SAFETY: both are that long.
-                unsafe { self.scene.context.raw.cmd_copy_buffer(buffer, self.staging.buffer, slice.buffer, &[region]) };
-            }
+            copy(&self.scene.context, buffer, self.staging.part(start, slice.size), slice, bytes as u64);
             start += slice.size;
         }
+    }
+
+    /// Records a piece of a pass, the first one behind the copy of the batch; with timestamps, if asked for and there
+    /// is a trace with room for them, which is told.
+    fn record_piece(
+        &self,
+        counts: Counts,
+        (index, dispatches): (usize, &[Dispatch]),
+        timed: bool,
+    ) -> Result<(vk::CommandBuffer, bool), BackendError> {
+        let buffer = self.commands.allocate()?;
+        self.commands.begin(buffer)?;
+        if index == 0 {
+            barrier(&self.scene.context, buffer);
+            self.record_batch(buffer, counts);
+        }
+        let mut stamps = self.trace.as_ref().filter(|_| timed).and_then(|trace| trace.begin(buffer, dispatches));
+        let timed = stamps.is_some();
+        record_dispatches(&self.scene.context, &self.pipelines, buffer, dispatches, &mut stamps)?;
+        self.commands.end(buffer)?;
+        Ok((buffer, timed))
     }
 
     /// Makes sure that there is a recording for the counts.
@@ -236,16 +221,7 @@ impl VulkanLoaded {
         let dispatches = self.scene.dispatches(counts);
         let mut buffers = Vec::new();
         for (index, piece) in self.pace.pieces(&dispatches).into_iter().enumerate() {
-            let buffer = self.commands.allocate()?;
-            let context = self.scene.context.clone();
-            self.commands.begin(buffer)?;
-            if index == 0 {
-                barrier(&context, buffer);
-                self.record_batch(buffer, counts);
-            }
-            record_dispatches(&context, &self.pipelines, buffer, &dispatches[piece], &mut None)?;
-            self.commands.end(buffer)?;
-            buffers.push(buffer);
+            buffers.push(self.record_piece(counts, (index, &dispatches[piece]), false)?.0);
         }
         if self.recordings.len() >= RECORDINGS {
             let oldest = self.recordings.iter().min_by_key(|(_, recording)| recording.used).map(|(&counts, _)| counts);
@@ -263,16 +239,7 @@ impl VulkanLoaded {
         let dispatches = self.scene.dispatches(counts);
         for (index, piece) in self.pace.pieces(&dispatches).into_iter().enumerate() {
             let piece = &dispatches[piece];
-            let buffer = self.commands.allocate()?;
-            self.commands.begin(buffer)?;
-            if index == 0 {
-                barrier(&self.scene.context, buffer);
-                self.record_batch(buffer, counts);
-            }
-            let mut stamps = self.trace.as_ref().and_then(|trace| trace.begin(buffer, piece));
-            let timed = stamps.is_some();
-            record_dispatches(&self.scene.context, &self.pipelines, buffer, piece, &mut stamps)?;
-            self.commands.end(buffer)?;
+            let (buffer, timed) = self.record_piece(counts, (index, piece), true)?;
             let done_at = self.commands.submit(&[buffer])?;
             self.commands.wait(done_at)?;
             self.commands.free(&[buffer]);
@@ -333,9 +300,7 @@ impl Loaded for VulkanLoaded {
             let (context, to) = (self.scene.context.clone(), self.download);
             self.commands.once(|buffer| {
                 barrier(&context, buffer);
-                let region = vk::BufferCopy::default().src_offset(from.offset).dst_offset(to.offset).size(bytes);
-                // SAFETY: both are that long.
-                unsafe { context.raw.cmd_copy_buffer(buffer, from.buffer, to.buffer, &[region]) };
+                copy(&context, buffer, from, to, bytes);
                 host_barrier(&context, buffer);
                 Ok(())
             })?;
@@ -392,19 +357,26 @@ impl Loaded for VulkanLoaded {
 }
 
 /// Refuses what no kernel does.
-fn check(context: &Context, program: &Program, options: &LoadOptions) -> Result<(), BackendError> {
+pub(crate) fn check(context: &Context, program: &Program, options: &LoadOptions) -> Result<(), BackendError> {
     let unsupported = |problem| BackendError::Unsupported { device: context.features().name.clone(), problem };
     let dtype = options.cache_dtype;
     if !CACHE_DTYPES.contains(&dtype) {
         return Err(unsupported(format!("expected caches in f32, f16 or q8_0, found {dtype}")));
     }
     for buffer in program.buffers() {
-        if let BufferKind::Cache { width, .. } = buffer.kind
-            && !width.is_multiple_of(dtype.block_len())
-        {
-            let block = dtype.block_len();
+        let BufferKind::Cache { width, window } = buffer.kind else { continue };
+        let block = dtype.block_len();
+        if !width.is_multiple_of(block) {
             return Err(unsupported(format!(
                 "a cache in {dtype} needs a width that is a multiple of {block}, found {width}"
+            )));
+        }
+        let shape = CacheShape { dtype, width, ring: cache_positions(window, options) };
+        let bytes = shape.bytes(options.sequences_max);
+        if bytes > CACHE_BYTES_MAX {
+            return Err(unsupported(format!(
+                "expected caches of up to {CACHE_BYTES_MAX} bytes for a layer, found {bytes}\n\nhint: load with a \
+                 shorter context or fewer sequences"
             )));
         }
     }
@@ -418,64 +390,6 @@ fn decodes_alone(context: &Context, program: &Program, options: &LoadOptions, bu
         let shape = attention_shape(buffers, op);
         Decode::new(context.features(), &shape, 1, options.context_max).is_some()
     })
-}
-
-/// Memory for attention over single tokens, for as many as there are sequences.
-fn attention_scratch(
-    context: &Context,
-    program: &Program,
-    options: &LoadOptions,
-    buffers: &mut Buffers,
-) -> Result<Scratch, BackendError> {
-    let (mut counters, mut partial) = (0, 0);
-    for op in program.ops().iter().filter(|op| matches!(op, Op::Attention { .. })) {
-        let shape = attention_shape(buffers, op);
-        for rows in 1..=options.sequences_max.min(options.tokens_max) {
-            if let Some(plan) = Decode::new(context.features(), &shape, rows, options.context_max) {
-                counters = counters.max(Decode::counter_bytes(&shape, rows));
-                partial = partial.max(plan.partial_bytes(&shape, rows));
-            }
-        }
-    }
-    Ok(Scratch {
-        counters: buffers.extra(counters as usize)?.address,
-        partial: buffers.extra(partial as usize)?.address,
-    })
-}
-
-/// Bytes for products of matrices in slices; none where none are multiplied so.
-fn slices_max(context: &Context, program: &Program, options: &LoadOptions) -> usize {
-    if path(context.features(), options.precision, DType::F16) == Path::Plain {
-        return 0;
-    }
-    let weights = program.buffers().iter().filter_map(|buffer| match buffer.kind {
-        BufferKind::Weight { dtype, rows, columns } => Some(Weight { address: 0, dtype, rows, columns }),
-        BufferKind::Scratch { .. } | BufferKind::Cache { .. } => None,
-    });
-    weights.map(|weight| slices_bytes(&weight)).max().unwrap_or(0)
-}
-
-/// Elements of the widest activation.
-fn widest(program: &Program) -> usize {
-    let widths = program.buffers().iter().filter_map(|buffer| match buffer.kind {
-        BufferKind::Scratch { width, .. } => Some(width),
-        BufferKind::Weight { .. } | BufferKind::Cache { .. } => None,
-    });
-    widths.max().unwrap_or(0)
-}
-
-/// The tables of every rope of the program.
-fn rope_tables(program: &Program, options: &LoadOptions) -> Vec<(Rope, RopeTables)> {
-    let mut tables: Vec<(Rope, RopeTables)> = Vec::new();
-    for op in program.ops() {
-        if let Op::Rope { head_dim, base, position_divisor, .. } = *op {
-            let rope = Rope { head_dim, base, position_divisor };
-            if tables.iter().all(|(other, _)| *other != rope) {
-                tables.push((rope, RopeTables::new(base.0, position_divisor.0, head_dim, options.context_max)));
-            }
-        }
-    }
-    tables
 }
 
 /// Fills all memory with zeros: paddings stay so.
@@ -506,20 +420,4 @@ fn upload_weights(
         uploader.upload(pipelines, &weight, slice, &*bytes)?;
     }
     uploader.finish()
-}
-
-/// Writes a few bytes to the device.
-fn write(context: &Arc<Context>, commands: &mut Commands, bytes: &[u8], target: Slice) -> Result<(), BackendError> {
-    let mut arena = Arena::new(context, Place::Upload, 0);
-    let mut staging = arena.allocate(bytes.len() as u64, "staging")?;
-    // SAFETY: the device does not know the memory yet.
-    unsafe { staging.bytes_mut() }.expect("staging is mapped")[..bytes.len()].copy_from_slice(bytes);
-    commands.once(|buffer| {
-        let region =
-            vk::BufferCopy::default().src_offset(staging.offset).dst_offset(target.offset).size(bytes.len() as u64);
-        // SAFETY: both are that long.
-        unsafe { context.raw.cmd_copy_buffer(buffer, staging.buffer, target.buffer, &[region]) };
-        barrier(context, buffer);
-        Ok(())
-    })
 }

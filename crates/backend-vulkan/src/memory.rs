@@ -104,12 +104,6 @@ impl Arena {
     /// [`BackendError::OutOfMemory`].
     pub(crate) fn allocate(&mut self, size: u64, what: &str) -> Result<Slice, BackendError> {
         let size = size.max(1).next_multiple_of(ALIGNMENT);
-        if self.place == Place::Nowhere {
-            // Counts up what was taken; no address is that of another allocation.
-            self.expected += size;
-            let address = self.expected - size + ALIGNMENT;
-            return Ok(Slice { buffer: vk::Buffer::null(), offset: 0, size, address, mapped: None });
-        }
         let fits = |block: &Block| block.size - block.used >= size;
         let index = match self.blocks.iter().position(fits) {
             Some(index) => index,
@@ -136,6 +130,11 @@ impl Arena {
     fn add_block(&self, size: u64, what: &str) -> Result<Block, BackendError> {
         let most = self.context.features().allocation_max;
         let wanted = self.expected.clamp(size, BLOCK_MAX.max(size)).next_multiple_of(ALIGNMENT);
+        if self.place == Place::Nowhere {
+            // No address is that of another allocation.
+            let (buffer, memory, address) = (vk::Buffer::null(), vk::DeviceMemory::null(), ALIGNMENT + self.bytes());
+            return Ok(Block { buffer, memory, address, mapped: None, size: wanted.min(most).max(size), used: 0 });
+        }
         // A smaller block may still fit where a large one doesn't.
         let mut last = vk::Result::ERROR_OUT_OF_DEVICE_MEMORY;
         for bytes in [wanted.min(most), size] {
@@ -247,6 +246,19 @@ impl Arena {
         }
     }
 
+    /// Bytes of all blocks.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.blocks.iter().map(|block| block.size).sum()
+    }
+
+    /// Whether blocks are taken from the device's own heaps, where there is room.
+    pub(crate) fn is_local(&self) -> bool {
+        let memory = &self.context.memory;
+        let heap = |index: &u32| memory.memory_types[*index as usize].heap_index as usize;
+        let first = self.memory_types().first().map(heap);
+        first.is_some_and(|heap| memory.memory_heaps[heap].flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL))
+    }
+
     /// The blocks with the bytes in use of each, for clearing.
     pub(crate) fn blocks(&self) -> impl Iterator<Item = (vk::Buffer, u64)> {
         self.blocks.iter().map(|block| (block.buffer, block.used))
@@ -255,7 +267,7 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        if self.context.is_hung() {
+        if self.context.is_hung() || self.place == Place::Nowhere {
             return;
         }
         for block in &self.blocks {

@@ -1,7 +1,7 @@
 //! Compiled shaders: made when they are first needed, kept in memory and in a file of the user's cache folder.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{env, fs};
 
@@ -43,7 +43,7 @@ impl Pipelines {
     /// A device that fails.
     pub(crate) fn new(context: &Arc<Context>) -> Result<Pipelines, BackendError> {
         let file = cache_file(context);
-        let data = file.as_ref().and_then(|file| fs::read(file).ok()).unwrap_or_default();
+        let data = file.as_deref().and_then(read_cache).unwrap_or_default();
         let range = vk::PushConstantRange::default().stage_flags(vk::ShaderStageFlags::COMPUTE).size(PUSH_BYTES as u32);
         let layout = vk::PipelineLayoutCreateInfo::default().push_constant_ranges(std::slice::from_ref(&range));
         // SAFETY: plain creation. Drivers check the header of the data and must take any bytes.
@@ -116,6 +116,16 @@ impl Drop for Pipelines {
     }
 }
 
+/// Most bytes of a file of compiled pipelines. Nothing is ever taken out of one, so what is larger is mostly of kernels
+/// that no program makes any more: it is begun anew.
+const CACHE_BYTES_MAX: u64 = 64 << 20;
+
+/// What an earlier run left, if it is worth reading.
+fn read_cache(file: &Path) -> Option<Vec<u8>> {
+    let small = fs::metadata(file).is_ok_and(|file| file.len() <= CACHE_BYTES_MAX);
+    small.then(|| fs::read(file).ok()).flatten()
+}
+
 /// The words of a shader.
 ///
 /// # Panics
@@ -180,4 +190,21 @@ fn cache_folder() -> Option<PathBuf> {
         let home = folder("HOME")?;
         Some(if cfg!(target_os = "macos") { home.join("Library/Caches") } else { home.join(".cache") })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_has_grown_too_large_is_not_read() {
+        let path = env::temp_dir().join(format!("lapidary-pipelines-{}.bin", std::process::id()));
+        assert_eq!(read_cache(&path), None);
+        fs::write(&path, b"pipelines").unwrap();
+        assert_eq!(read_cache(&path).as_deref(), Some(&b"pipelines"[..]));
+        // A hole: it takes no room on the disk.
+        fs::File::create(&path).unwrap().set_len(CACHE_BYTES_MAX + 1).unwrap();
+        assert_eq!(read_cache(&path), None);
+        fs::remove_file(&path).unwrap();
+    }
 }

@@ -151,7 +151,7 @@ fn dispatches(context: &Arc<Context>, program: &Program, logits: BufferId, optio
         context: context.clone(),
         program: program.clone(),
         options: options.clone(),
-        buffers: Buffers::within(arena, program, options, &plans).expect("addresses are there without end"),
+        buffers: Buffers::new(arena, program, options, &plans).expect("addresses are there without end"),
         ropes: ropes(program),
         batch: BatchAddresses { tokens: 0, outputs: 0, tiles: 0, arrivals: 0, slices: 0 },
         scratch: Scratch { counters: 0, partial: 0 },

@@ -1,18 +1,16 @@
 //! Where a program's buffers lie on the device.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
 use tensor::backend::cache_positions;
 use tensor::{BackendError, BufferId, BufferKind, DType, LoadOptions, MemoryUse, Program, Rows};
 
-use crate::context::Context;
 use crate::kernel::cache_write::CacheShape;
 use crate::kernel::matvec::COLUMNS_MAX;
 use crate::kernel::to_half::Halves;
 use crate::kernel::{Quantized, View, pitch};
 use crate::layout::Weight;
-use crate::memory::{Arena, Place, Slice};
+use crate::memory::{Arena, Slice};
 use crate::plan::{Form, Forms, Setting, Step};
 
 /// A buffer on the device.
@@ -39,21 +37,6 @@ impl Buffers {
     /// # Errors
     /// Memory that is not there.
     pub(crate) fn new(
-        context: &Arc<Context>,
-        program: &Program,
-        options: &LoadOptions,
-        plans: &HashMap<Setting, Vec<Step>>,
-    ) -> Result<Buffers, BackendError> {
-        let used = tensor::backend::required_memory(program, options);
-        let expected = used.weights + used.caches + used.scratch;
-        Self::within(Arena::new(context, Place::Device, expected + expected / 64), program, options, plans)
-    }
-
-    /// As [`Buffers::new`], in an arena.
-    ///
-    /// # Errors
-    /// Memory that is not there.
-    pub(crate) fn within(
         arena: Arena,
         program: &Program,
         options: &LoadOptions,

@@ -100,13 +100,28 @@ pub(crate) enum Step {
 
 /// The steps of a program.
 pub(crate) fn plan(program: &Program, setting: &Setting) -> Vec<Step> {
-    let planner = Planner { program, setting };
+    let planner = Planner { program, setting, uses: uses(program) };
     planner.choose_forms(planner.fuse())
 }
 
 struct Planner<'a> {
     program: &'a Program,
     setting: &'a Setting,
+    /// [`uses`].
+    uses: Vec<Vec<(usize, bool)>>,
+}
+
+/// For each buffer the ops that use it, in order, and whether they read what was there before them.
+fn uses(program: &Program) -> Vec<Vec<(usize, bool)>> {
+    let mut uses = vec![Vec::new(); program.buffers().len()];
+    for (at, op) in program.ops().iter().enumerate() {
+        let reads = op.reads();
+        reads.iter().for_each(|buffer| uses[buffer.index()].push((at, true)));
+        if !reads.contains(&op.writes()) {
+            uses[op.writes().index()].push((at, false));
+        }
+    }
+    uses
 }
 
 impl Planner<'_> {
@@ -133,20 +148,14 @@ impl Planner<'_> {
 
     /// Whether a buffer's value is read by an op from `at` on.
     fn is_read_from(&self, at: usize, buffer: BufferId) -> bool {
-        for op in &self.program.ops()[at..] {
-            if op.reads().contains(&buffer) {
-                return true;
-            }
-            if op.writes() == buffer {
-                return false;
-            }
-        }
-        false
+        let uses = &self.uses[buffer.index()];
+        let next = uses.partition_point(|&(op, _)| op < at);
+        uses.get(next).is_some_and(|&(_, reads)| reads)
     }
 
     /// Whether any op reads the buffer: if so, nobody else does.
     fn is_read_at_all(&self, buffer: BufferId) -> bool {
-        self.program.ops().iter().any(|op| op.reads().contains(&buffer))
+        self.uses[buffer.index()].iter().any(|&(_, reads)| reads)
     }
 
     /// Whether a value that is written before `at` need not exist: ops up to there are the only ones to read it.

@@ -10,7 +10,7 @@ use std::thread;
 use ash::vk;
 use tensor::{BackendError, WeightBytes};
 
-use crate::commands::{Commands, record_dispatches};
+use crate::commands::{self, Commands, barrier, record_dispatches};
 use crate::context::Context;
 use crate::features::DeviceKind;
 use crate::layout::{Weight, is_plain, repack};
@@ -18,10 +18,13 @@ use crate::memory::{Arena, Place, Slice};
 use crate::pipeline::Pipelines;
 
 /// Bytes of one staging buffer.
-const SLOT_BYTES: u64 = 32 << 20;
+pub(crate) const SLOT_BYTES: u64 = 32 << 20;
 
 /// Staging buffers of the ring.
-const SLOTS: usize = 4;
+pub(crate) const SLOTS: usize = 4;
+
+/// Bytes of the ring, in staging and once more on a device with memory of its own.
+pub(crate) const RING_BYTES: u64 = SLOT_BYTES * SLOTS as u64;
 
 /// Bytes that are worth a thread of their own when staging is filled.
 const THREAD_BYTES: usize = 4 << 20;
@@ -57,9 +60,8 @@ impl Uploader {
     pub(crate) fn new(context: &Arc<Context>) -> Result<Uploader, BackendError> {
         let transfer = Commands::new(context, &context.transfer)?;
         let compute = Commands::new(context, &context.queue)?;
-        let bytes = SLOT_BYTES * SLOTS as u64;
-        let mut staging = Arena::new(context, Place::Upload, bytes);
-        let mut memory = Arena::new(context, Place::Device, bytes);
+        let mut staging = Arena::new(context, Place::Upload, RING_BYTES);
+        let mut memory = Arena::new(context, Place::Device, RING_BYTES);
         let separate = context.features().kind == DeviceKind::Discrete;
         let mut slots = Vec::new();
         for _ in 0..SLOTS {
@@ -71,9 +73,8 @@ impl Uploader {
                 free_at: 0,
             });
         }
-        let threads = thread::available_parallelism().map_or(1, |count| count.get().min(8));
         let _memory = vec![staging, memory];
-        Ok(Uploader { context: context.clone(), transfer, compute, slots, next: 0, threads, _memory })
+        Ok(Uploader { context: context.clone(), transfer, compute, slots, next: 0, threads: threads(), _memory })
     }
 
     /// Copies a weight to where it belongs. It is there for submissions to the compute queue that come after
@@ -132,13 +133,8 @@ impl Uploader {
         let context = &self.context;
         let copied = match into {
             Some(into) => {
-                let region = vk::BufferCopy::default()
-                    .src_offset(slot.staging.offset)
-                    .dst_offset(into.offset)
-                    .size(bytes.len() as u64);
                 self.transfer.record(slot.transfer, |buffer| {
-                    // SAFETY: both are that long.
-                    unsafe { context.raw.cmd_copy_buffer(buffer, slot.staging.buffer, into.buffer, &[region]) };
+                    commands::copy(context, buffer, slot.staging, into, bytes.len() as u64);
                     Ok(())
                 })?;
                 Some(self.transfer.submit(&[slot.transfer])?)
@@ -165,8 +161,34 @@ impl Uploader {
     }
 }
 
+/// Writes a few bytes to the device.
+///
+/// # Errors
+/// No memory for them, or a device that fails.
+pub(crate) fn write(
+    context: &Arc<Context>,
+    commands: &mut Commands,
+    bytes: &[u8],
+    target: Slice,
+) -> Result<(), BackendError> {
+    let mut arena = Arena::new(context, Place::Upload, 0);
+    let mut staging = arena.allocate(bytes.len() as u64, "staging")?;
+    // SAFETY: the device does not know the memory yet.
+    unsafe { staging.bytes_mut() }.expect("staging is mapped")[..bytes.len()].copy_from_slice(bytes);
+    commands.once(|buffer| {
+        commands::copy(context, buffer, staging, target, bytes.len() as u64);
+        barrier(context, buffer);
+        Ok(())
+    })
+}
+
+/// Threads that fill staging.
+pub(crate) fn threads() -> usize {
+    thread::available_parallelism().map_or(1, |count| count.get().min(8))
+}
+
 /// Copies with several threads: one alone does not fill the bus of a fast card.
-fn copy(from: &[u8], into: &mut [u8], threads: usize) {
+pub(crate) fn copy(from: &[u8], into: &mut [u8], threads: usize) {
     let threads = threads.min(from.len() / THREAD_BYTES).max(1);
     let part = from.len().div_ceil(threads).max(1);
     thread::scope(|scope| {

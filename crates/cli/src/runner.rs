@@ -4,17 +4,26 @@ use std::io::{self, IsTerminal};
 
 use anyhow::Result;
 use checkpoint::Checkpoint;
-use engine::{Engine, EngineError, EngineOptions, Event, ModelSource};
+use engine::{Engine, EngineError, EngineOptions, Event, ModelSource, Row};
 use tensor::BackendError;
 
 use crate::args::DeviceArg;
 use crate::devices::{self, Device, Machine, first_line};
+
+/// How often a GPU may fail during one answer, text or measurement before the CPU goes on with it.
+pub(crate) const RESTARTS: usize = 1;
 
 /// A loaded model.
 pub(crate) struct Runner {
     /// Runs it.
     pub(crate) engine: Engine,
     /// Where.
+    pub(crate) home: Home,
+}
+
+/// The device of an engine, and what is needed to leave it.
+pub(crate) struct Home {
+    /// The device.
     pub(crate) device: Box<dyn Device>,
     machine: &'static dyn Machine,
     /// The weights, for a device that takes over.
@@ -34,65 +43,101 @@ impl Runner {
     ) -> Result<Runner> {
         let load = |device: &dyn Device, options: &EngineOptions| Engine::load(checkpoint, device, options);
         let (engine, device) = devices::load(machine, wanted, options, &load)?;
-        Ok(Runner { engine, device, machine, checkpoint: None })
+        Ok(Runner { engine, home: Home { device, machine, checkpoint: None } })
     }
 
     /// Keeps the checkpoint that the model was loaded from, if the device may fail; or else an answer fails with it.
     pub(crate) fn keep(&mut self, checkpoint: Checkpoint) {
-        self.checkpoint = Some(checkpoint).filter(|_| self.device.gpu().is_some());
+        self.home.keep(checkpoint);
     }
 
-    /// One step. If the GPU fails, nothing happens in it but that the model is loaded into the same GPU again, as long
-    /// as there are `restarts` left, or into the CPU: the next steps go on with the tokens that would have come, within
-    /// the rounding of the devices.
+    /// One step. If the GPU fails, nothing happens in it but [`Home::recover`]: the next steps go on with the tokens
+    /// that would have come, within the rounding of the devices.
     ///
     /// # Errors
     /// As [`Engine::step`]; a CPU that has no room for the model either.
     pub(crate) fn step(&mut self, restarts: &mut usize) -> Result<Vec<Event>> {
-        let error = match self.engine.step() {
-            Ok(events) => return Ok(events),
-            Err(error) => error,
-        };
+        match self.engine.step() {
+            Ok(events) => Ok(events),
+            Err(error) => Ok(self.home.recover(&mut self.engine, error, restarts).map(|()| Vec::new())?),
+        }
+    }
+
+    /// [`Engine::forward`] for all positions of a text. If the GPU fails, it is run again for the rows that are
+    /// missing.
+    ///
+    /// # Errors
+    /// As [`Engine::forward`]; a CPU that has no room for the model either.
+    pub(crate) fn forward(&mut self, tokens: &[u32], on_row: &mut dyn FnMut(Row<'_>)) -> Result<()> {
+        let (mut restarts, mut done) = (RESTARTS, 0);
+        while done < tokens.len() {
+            let result = self.engine.forward(tokens, done..tokens.len(), &mut |row| {
+                done = row.position + 1;
+                on_row(row);
+            });
+            result.or_else(|error| self.home.recover(&mut self.engine, error, &mut restarts))?;
+        }
+        Ok(())
+    }
+}
+
+impl Home {
+    fn keep(&mut self, checkpoint: Checkpoint) {
+        self.checkpoint = Some(checkpoint).filter(|_| self.device.gpu().is_some());
+    }
+
+    /// Loads the model of an engine whose GPU has failed into the same GPU again, as long as there are `restarts` left,
+    /// or into the CPU.
+    ///
+    /// # Errors
+    /// The same one, where it is not the GPU's or the checkpoint was not kept; a CPU that has no room for the model.
+    pub(crate) fn recover(
+        &mut self,
+        engine: &mut Engine,
+        error: EngineError,
+        restarts: &mut usize,
+    ) -> Result<(), EngineError> {
         let number = self.device.gpu().map(|gpu| gpu.index);
         match (&error, number, self.checkpoint.take()) {
             (EngineError::Backend(BackendError::Device { .. }), Some(number), Some(checkpoint)) => {
-                let outcome = self.recover(number, &checkpoint, &error, restarts);
+                let outcome = self.load_again(engine, number, &checkpoint, &error, restarts);
                 self.keep(checkpoint);
-                outcome.map(|()| Vec::new())
+                outcome
             }
             (_, _, checkpoint) => {
                 self.checkpoint = checkpoint;
-                Err(error.into())
+                Err(error)
             }
         }
     }
 
-    fn recover(
+    fn load_again(
         &mut self,
+        engine: &mut Engine,
         number: usize,
         checkpoint: &Checkpoint,
         error: &EngineError,
         restarts: &mut usize,
-    ) -> Result<()> {
+    ) -> Result<(), EngineError> {
         let mut reason = first_line(&error.to_string()).to_owned();
         if *restarts > 0 {
             *restarts -= 1;
             self.tell(&format!("{reason}; the model is loaded into it again"));
-            match self.move_to_gpu(number, checkpoint) {
+            match self.move_to_gpu(engine, number, checkpoint) {
                 Ok(()) => return Ok(()),
                 Err(error) => reason = first_line(&error.to_string()).to_owned(),
             }
         }
         self.tell(&format!("{reason}; going on on the CPU"));
         let cpu = self.machine.cpu();
-        self.engine.recover(&ModelSource::open(checkpoint)?, &*cpu)?;
+        engine.recover(&ModelSource::open(checkpoint)?, &*cpu)?;
         self.device = cpu;
         Ok(())
     }
 
-    fn move_to_gpu(&mut self, number: usize, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+    fn move_to_gpu(&mut self, engine: &mut Engine, number: usize, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         let gpu = self.machine.open_gpu(Some(number))?;
-        self.engine.recover(&ModelSource::open(checkpoint)?, &*gpu)?;
+        engine.recover(&ModelSource::open(checkpoint)?, &*gpu)?;
         self.device = gpu;
         Ok(())
     }
@@ -229,6 +274,38 @@ mod tests {
             assert_eq!((shown, again), (text.clone(), tokens.clone()), "{told:?}");
             assert!(told.len() == 1 && told[0].starts_with(line) && !told[0].contains('\n'), "{told:?}");
         }
+    }
+
+    /// The logits of a text, in passes of 8 tokens.
+    fn logits(wanted: DeviceArg, gpus: Vec<Gpu>) -> (Vec<f32>, Vec<String>) {
+        let machine = machine(gpus);
+        let checkpoint = Model::open(None).unwrap().checkpoint;
+        let options = EngineOptions { context: Some(64), chunk: 8, outputs_max: 8, ..EngineOptions::default() };
+        let mut runner = Runner::load(&checkpoint, machine, wanted, &options).unwrap();
+        runner.keep(checkpoint);
+        let tokens: Vec<u32> = (0..30).map(|token| 300 + 7 * token).collect();
+        let (mut all, mut position) = (Vec::new(), 0);
+        let mut take = |row: Row<'_>| {
+            assert_eq!(row.position, position);
+            position += 1;
+            all.extend_from_slice(row.logits);
+        };
+        runner.forward(&tokens, &mut take).unwrap();
+        assert_eq!(position, 30);
+        (all, machine.told())
+    }
+
+    #[test]
+    fn logits_go_on_where_the_device_was_lost() {
+        let (expected, _) = logits(DeviceArg::Cpu, vec![]);
+        for pass in 0..4 {
+            let (found, told) =
+                logits(DeviceArg::Auto, vec![Gpu::failing(0, vec![Some(Fault::Pass(pass, "lost")), None])]);
+            assert!(found == expected && told.len() == 1, "{pass}: {told:?}");
+        }
+        let twice = vec![Some(Fault::Pass(2, "lost")), Some(Fault::Pass(3, "lost"))];
+        let (found, told) = logits(DeviceArg::Auto, vec![Gpu::failing(0, twice)]);
+        assert!(found == expected && told.len() == 2 && told[1].ends_with("going on on the CPU"), "{told:?}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use engine::{Engine, Event, FinishReason, Request, SequenceId, Statistics};
 use serde_json::{Value, json};
 use text::{StopStrings, StreamingDetokenizer, Tokenizer};
 
-use crate::runner::Runner;
+use crate::runner::{RESTARTS, Runner};
 use crate::{output, resident};
 
 /// A finished answer.
@@ -71,9 +71,6 @@ pub(crate) fn submit(engine: &mut Engine, kept: Option<SequenceId>, request: Req
     }
 }
 
-/// How often a GPU may fail during one answer before the CPU goes on with it.
-const RESTARTS: usize = 1;
-
 /// Works on a sequence until it is finished, and gives its text to `show` as soon as it is certain. A GPU that fails
 /// meanwhile changes nothing but the time.
 ///
@@ -124,7 +121,7 @@ pub(crate) fn answer(
 pub(crate) fn summary(runner: &Runner, statistics: &Statistics) -> String {
     let used = runner.engine.memory();
     let used = used.weights + used.caches + used.scratch;
-    let memory = match runner.device.gpu() {
+    let memory = match runner.home.device.gpu() {
         Some(gpu) => format!("{} of {}", output::bytes(used), gpu.features.name),
         None => output::bytes(resident::peak().unwrap_or(used)),
     };
@@ -145,8 +142,8 @@ pub(crate) fn summary(runner: &Runner, statistics: &Statistics) -> String {
 pub(crate) fn summary_json(runner: &Runner, statistics: &Statistics) -> Value {
     let used = runner.engine.memory();
     json!({
-        "device": runner.device.gpu().map_or("cpu".into(), |gpu| format!("vulkan:{}", gpu.index)),
-        "device_name": runner.device.gpu().map(|gpu| gpu.features.name.as_str()),
+        "device": runner.home.device.gpu().map_or("cpu".into(), |gpu| format!("vulkan:{}", gpu.index)),
+        "device_name": runner.home.device.gpu().map(|gpu| gpu.features.name.as_str()),
         "prompt_tokens": statistics.prompt_tokens,
         "reused_tokens": statistics.reused_tokens,
         "prefill": {

@@ -92,7 +92,7 @@ fn attention(subjects: &[Subject<'_>]) -> Result<(), Failure> {
     let sizes = Sizes { hidden: 128, heads: 2, kv_heads: 1, ..SIZES };
     let mut setup = Setup::new(0xdec0df);
     let residual = embed(&mut setup, 1999, sizes.hidden);
-    let buffers = Buffers::new(&mut setup, &sizes);
+    let buffers = Buffers::new(&mut setup, Rows::Tokens, &sizes);
     for window in [Some(7), None] {
         attention_half(&mut setup, &sizes, &buffers, window, residual);
     }

@@ -23,26 +23,36 @@ pub(crate) struct Sizes {
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
+    /// Of the norms after attention and after the feed-forward layer.
+    pub(crate) post_epsilons: [Scalar; 2],
 }
 
-pub(crate) const SIZES: Sizes =
-    Sizes { dtype: DType::Q8_0, hidden: 256, inner: 512, heads: 4, kv_heads: 2, head_dim: 64 };
+pub(crate) const SIZES: Sizes = Sizes {
+    dtype: DType::Q8_0,
+    hidden: 256,
+    inner: 512,
+    heads: 4,
+    kv_heads: 2,
+    head_dim: 64,
+    post_epsilons: [EPSILON; 2],
+};
 
 /// Activations that all layers share.
 pub(crate) struct Buffers {
-    normed: BufferId,
-    query: BufferId,
-    key: BufferId,
-    value: BufferId,
-    mixed: BufferId,
-    gate: BufferId,
-    up: BufferId,
-    output: BufferId,
+    pub(crate) normed: BufferId,
+    pub(crate) query: BufferId,
+    pub(crate) key: BufferId,
+    pub(crate) value: BufferId,
+    pub(crate) mixed: BufferId,
+    pub(crate) gate: BufferId,
+    pub(crate) up: BufferId,
+    pub(crate) output: BufferId,
 }
 
 impl Buffers {
-    pub(crate) fn new(setup: &mut Setup, sizes: &Sizes) -> Self {
-        let mut scratch = |width: usize| setup.scratch(Rows::Tokens, width);
+    /// Of tokens or of outputs.
+    pub(crate) fn new(setup: &mut Setup, rows: Rows, sizes: &Sizes) -> Self {
+        let mut scratch = |width: usize| setup.scratch(rows, width);
         Buffers {
             normed: scratch(sizes.hidden),
             query: scratch(sizes.heads * sizes.head_dim),
@@ -59,6 +69,13 @@ impl Buffers {
 pub(crate) fn norm(setup: &mut Setup, input: BufferId, width: usize, output: BufferId) {
     let weight = setup.norm_weight(width);
     setup.push(Op::RmsNorm { input, weight, epsilon: EPSILON, output });
+}
+
+/// `residual += norm(update)`.
+fn norm_and_add(setup: &mut Setup, (width, epsilon): (usize, Scalar), update: BufferId, residual: BufferId) {
+    let weight = setup.norm_weight(width);
+    setup.push(Op::RmsNorm { input: update, weight, epsilon, output: update });
+    setup.push(Op::Add { input: update, output: residual });
 }
 
 pub(crate) fn linear(
@@ -96,7 +113,7 @@ fn feed_forward(visit: Visit<'_>) -> Result<(), Failure> {
         let sizes = Sizes { dtype, ..SIZES };
         let mut setup = Setup::new(2);
         let (input, residual) = (setup.input(256, Values::Normal(1.0)), setup.input(256, Values::Normal(1.0)));
-        let buffers = Buffers::new(&mut setup, &sizes);
+        let buffers = Buffers::new(&mut setup, Rows::Tokens, &sizes);
         feed_forward_ops(&mut setup, &sizes, &buffers, input);
         setup.push(Op::Add { input: buffers.output, output: residual });
         setup.read_copy(residual, 256);
@@ -124,9 +141,9 @@ fn attention(visit: Visit<'_>) -> Result<(), Failure> {
             query: setup.input(width(SIZES.heads), Values::Normal(2.0)),
             key: setup.input(width(SIZES.kv_heads), Values::Normal(2.0)),
             value: setup.input(width(SIZES.kv_heads), Values::Normal(2.0)),
-            ..Buffers::new(&mut setup, &SIZES)
+            ..Buffers::new(&mut setup, Rows::Tokens, &SIZES)
         };
-        attention_ops(&mut setup, &SIZES, &buffers, window);
+        attention_ops(&mut setup, &SIZES, &buffers, window, usual_scale(&SIZES));
         setup.read(buffers.mixed);
         model_passes(&mut setup);
         visit(&setup.finish(format!("attention with its norms and rope, window {window:?}"), CACHE_MODES))?;
@@ -134,19 +151,24 @@ fn attention(visit: Visit<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What scores are multiplied by.
+pub(crate) fn usual_scale(sizes: &Sizes) -> Scalar {
+    Scalar(1.0 / (sizes.head_dim as f32).sqrt())
+}
+
 /// `mixed = attention(rope(norm(query)), rope(norm(key)), value)`.
-fn attention_ops(setup: &mut Setup, sizes: &Sizes, buffers: &Buffers, window: Option<usize>) {
+pub(crate) fn attention_ops(setup: &mut Setup, sizes: &Sizes, buffers: &Buffers, window: Option<usize>, scale: Scalar) {
     let &Buffers { query, key, value, mixed, .. } = buffers;
     let Sizes { head_dim, kv_heads, .. } = *sizes;
     let base = Scalar(if window.is_some() { 1e4 } else { 1e6 });
+    norm(setup, query, head_dim, query);
+    norm(setup, key, head_dim, key);
     for values in [query, key] {
-        norm(setup, values, head_dim, values);
         setup.push(Op::Rope { values, head_dim, base, position_divisor: Scalar(8.0) });
     }
     let (keys, values) = (setup.cache(kv_heads * head_dim, window), setup.cache(kv_heads * head_dim, window));
     setup.push(Op::CacheWrite { input: key, cache: keys });
     setup.push(Op::CacheWrite { input: value, cache: values });
-    let scale = Scalar(1.0 / (head_dim as f32).sqrt());
     setup.push(Op::Attention { query, keys, values, head_dim, window, scale, output: mixed });
 }
 
@@ -166,7 +188,7 @@ fn model(visit: Visit<'_>) -> Result<(), Failure> {
     for dtype in [DType::F32, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q6_K] {
         let sizes = Sizes { dtype, ..SIZES };
         let mut setup = Setup::new(4);
-        let buffers = Buffers::new(&mut setup, &sizes);
+        let buffers = Buffers::new(&mut setup, Rows::Tokens, &sizes);
         for window in [Some(7), None] {
             let residual = setup.input(sizes.hidden, Values::Normal(20.0));
             attention_half(&mut setup, &sizes, &buffers, window, residual);
@@ -191,23 +213,28 @@ pub(crate) fn attention_half(
     residual: BufferId,
 ) {
     let Sizes { dtype, hidden, heads, kv_heads, head_dim, .. } = *sizes;
-    let &Buffers { normed, query, key, value, mixed, output, .. } = buffers;
+    let &Buffers { normed, query, key, value, .. } = buffers;
     norm(setup, residual, hidden, normed);
     linear(setup, dtype, normed, (heads * head_dim, hidden), query);
     linear(setup, dtype, normed, (kv_heads * head_dim, hidden), key);
     linear(setup, dtype, normed, (kv_heads * head_dim, hidden), value);
-    attention_ops(setup, sizes, buffers, window);
+    attention_ops(setup, sizes, buffers, window, usual_scale(sizes));
+    attention_output(setup, sizes, buffers, residual);
+}
+
+/// `residual += norm(output(mixed))`.
+pub(crate) fn attention_output(setup: &mut Setup, sizes: &Sizes, buffers: &Buffers, residual: BufferId) {
+    let Sizes { dtype, hidden, heads, head_dim, .. } = *sizes;
+    let &Buffers { mixed, output, .. } = buffers;
     linear(setup, dtype, mixed, (hidden, heads * head_dim), output);
-    norm(setup, output, hidden, output);
-    setup.push(Op::Add { input: output, output: residual });
+    norm_and_add(setup, (hidden, sizes.post_epsilons[0]), output, residual);
 }
 
 pub(crate) fn feed_forward_half(setup: &mut Setup, sizes: &Sizes, buffers: &Buffers, residual: BufferId) {
     let &Buffers { normed, output, .. } = buffers;
     norm(setup, residual, sizes.hidden, normed);
     feed_forward_ops(setup, sizes, buffers, normed);
-    norm(setup, output, sizes.hidden, output);
-    setup.push(Op::Add { input: output, output: residual });
+    norm_and_add(setup, (sizes.hidden, sizes.post_epsilons[1]), output, residual);
 }
 
 /// Logits of the output rows.

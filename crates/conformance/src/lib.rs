@@ -14,6 +14,7 @@
 pub mod bound;
 pub mod compare;
 pub mod format;
+pub mod lanes;
 pub mod random;
 pub mod setup;
 
@@ -30,6 +31,7 @@ mod linear;
 mod rms_norm;
 mod rope;
 mod select_outputs;
+mod single_tokens;
 
 use tensor::Backend;
 
@@ -116,6 +118,7 @@ pub fn cases() -> Vec<Case> {
         add::CASES,
         select_outputs::CASES,
         layer::CASES,
+        single_tokens::CASES,
         contract::CASES,
         decode::CASES,
     ]

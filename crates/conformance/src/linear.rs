@@ -20,6 +20,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "linear/q4_k", work: Work::Compare(|visit| run(DType::Q4_K, visit)) },
     Case { name: "linear/q5_k", work: Work::Compare(|visit| run(DType::Q5_K, visit)) },
     Case { name: "linear/q6_k", work: Work::Compare(|visit| run(DType::Q6_K, visit)) },
+    Case { name: "linear/tall", work: Work::Compare(tall) },
 ];
 
 /// Columns that share a scale when activations are rounded to 8 bits.
@@ -144,4 +145,24 @@ fn large(dtype: DType, visit: Visit<'_>) -> Result<(), Failure> {
     setup.read(output);
     setup.passes_of(&[1, 4, 34]);
     visit(&setup.finish(format!("linear {dtype} {SHAPE:?}"), PRECISIONS))
+}
+
+/// Products of so many rows that a backend may take several at a time: `(rows, columns)` and numbers of tokens.
+fn tall(visit: Visit<'_>) -> Result<(), Failure> {
+    const BLOCKS_OF_32: [((usize, usize), &[usize]); 3] =
+        [((16_403, 256), &[1, 4, 5]), ((8_197, 288), &[1]), ((4_099, 8_224), &[1])];
+    const BLOCKS_OF_256: [((usize, usize), &[usize]); 2] = [((16_403, 256), &[1, 4, 5]), ((8_197, 512), &[1])];
+    for dtype in [DType::Q4_0, DType::Q4_K, DType::Q6_K] {
+        let shapes = if dtype.block_len() == 32 { &BLOCKS_OF_32[..] } else { &BLOCKS_OF_256[..] };
+        for &((rows, columns), tokens) in shapes {
+            let mut setup = Setup::new(rows as u64 ^ 0x7a);
+            let input = setup.input(columns, Values::Normal(1.0));
+            let (weight, output) = (setup.weight(dtype, rows, columns), setup.scratch(Rows::Tokens, rows));
+            setup.push(Op::Linear { weight, input, output });
+            setup.read(output);
+            setup.passes_of(tokens);
+            visit(&setup.finish(format!("linear {dtype} [{rows}, {columns}]"), PRECISIONS))?;
+        }
+    }
+    Ok(())
 }

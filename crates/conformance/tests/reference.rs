@@ -272,6 +272,40 @@ fn wrong_weights_are_refused() {
     }
 }
 
+/// Also where the bounds are those of roundings to 8 bits.
+#[test]
+fn wrong_layers_of_single_tokens_are_refused() {
+    refused(
+        "single_tokens/layers",
+        "gate and up in each other's place",
+        FAST,
+        Fault::Op(|op| {
+            if let Op::GeluMul { gate, up, .. } = op {
+                std::mem::swap(gate, up);
+            }
+        }),
+    );
+    refused(
+        "single_tokens/layers",
+        "blocks of zeros",
+        FAST,
+        Fault::Weight(DType::Q4_0, |bytes| {
+            let half = bytes.len() / 2;
+            bytes[half..].fill(0);
+        }),
+    );
+    refused(
+        "single_tokens/attention",
+        "a window too long",
+        FAST,
+        Fault::Op(|op| {
+            if let Op::Attention { window: Some(window), .. } = op {
+                *window += 1;
+            }
+        }),
+    );
+}
+
 #[test]
 fn wrong_results_are_refused() {
     for prefix in ["embed", "rms_norm", "linear/f32", "rope", "attention", "gelu_mul", "add", "layer/model"] {

@@ -55,6 +55,11 @@ fn linear_in_blocks_of_256() {
 }
 
 #[test]
+fn linear_of_many_rows() {
+    check("linear/tall");
+}
+
+#[test]
 fn rope() {
     check("rope");
 }
@@ -87,6 +92,16 @@ fn select_outputs() {
 #[test]
 fn layer() {
     check("layer");
+}
+
+#[test]
+fn single_tokens_attention() {
+    check("single_tokens/attention");
+}
+
+#[test]
+fn single_tokens_layers() {
+    check("single_tokens/layers");
 }
 
 #[test]

@@ -86,7 +86,12 @@ impl Engine {
         let program = build_program(&config, formats, ProgramOptions { hidden: options.hidden })?;
         check_formats(&program.program, &capabilities)?;
         let context_max = CONTEXT_DEFAULT.min(config.context);
-        let load_options = memory::plan(&program.program, options, context_max, capabilities.memory_bytes)?;
+        let load_options = memory::plan(
+            &|load| backend.required_memory(&program.program, load),
+            options,
+            context_max,
+            capabilities.memory_bytes,
+        )?;
         let limits =
             Limits { chunk: options.chunk, tokens_max: load_options.tokens_max, outputs_max: load_options.outputs_max };
         let loaded = backend.load(&program.program, weights, &load_options)?;

@@ -23,7 +23,12 @@ impl Engine {
         let context = self.options.context_max;
         let wanted = EngineOptions { context: Some(context), ..self.wanted.clone() };
         check_formats(&self.program.program, &capabilities)?;
-        let options = memory::plan(&self.program.program, &wanted, context, capabilities.memory_bytes)?;
+        let options = memory::plan(
+            &|load| backend.required_memory(&self.program.program, load),
+            &wanted,
+            context,
+            capabilities.memory_bytes,
+        )?;
         self.loaded = backend.load(&self.program.program, weights, &options)?;
         self.decodes = capabilities.decodes;
         Ok(())

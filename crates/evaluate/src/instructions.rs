@@ -6,7 +6,7 @@ use engine::{Engine, Event, FinishReason, Request, Sampling, SequenceId};
 use serde::{Deserialize, Serialize};
 use text::{ChatTemplate, Message, Special, Tokenizer, encode_chat};
 
-use crate::{EvaluateError, Progress};
+use crate::{EvaluateError, Progress, Recover};
 
 /// Tokens that an answer may have.
 pub const ANSWER_TOKENS_MAX: usize = 48;
@@ -99,11 +99,12 @@ pub fn parse_instructions(jsonl: &str) -> Result<Vec<Instruction>, EvaluateError
 /// As many are worked on at once as the engine has slots, which must all be free.
 ///
 /// # Errors
-/// A prompt that doesn't fit into the context, a device that failed, an interruption.
+/// A prompt that doesn't fit into the context, what `recover` gives back, an interruption.
 pub fn answer_instructions(
     engine: &mut Engine,
     prompting: Prompting<'_>,
     instructions: &[Instruction],
+    recover: Recover<'_>,
     progress: Progress<'_>,
 ) -> Result<Vec<Answer>, EvaluateError> {
     let mut running: HashMap<SequenceId, (usize, Vec<u32>)> = HashMap::new();
@@ -114,7 +115,14 @@ pub fn answer_instructions(
     let mut answers: Vec<Option<Answer>> = vec![None; instructions.len()];
     let mut done = 0;
     while !engine.is_idle() {
-        for event in engine.step()? {
+        let events = match engine.step() {
+            Ok(events) => events,
+            Err(error) => {
+                recover(engine, error)?;
+                continue;
+            }
+        };
+        for event in events {
             match event {
                 Event::Prefill { .. } => {}
                 Event::Token { id, token } => {

@@ -3,6 +3,8 @@
 //! Metrics are functions of an [`engine::Engine`] and data; they open no files and print nothing. Work that takes long
 //! tells a `progress` closure how far it is.
 
+use engine::{Engine, EngineError};
+
 mod error;
 mod instructions;
 mod perplexity;
@@ -13,6 +15,10 @@ pub use instructions::{
     parse_instructions,
 };
 pub use perplexity::{PIECE_TOKENS, Perplexity, negative_log_likelihood, perplexity};
+
+/// Makes the engine work again after a pass has failed, or gives the error back: where it is not the device's, or where
+/// no device is left. The pass is run once more then.
+pub type Recover<'a> = &'a mut dyn FnMut(&mut Engine, EngineError) -> Result<(), EngineError>;
 
 /// Called with the work that is done and all of it, in the metric's own units.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);

@@ -2,7 +2,7 @@
 
 use engine::Engine;
 
-use crate::{EvaluateError, Progress};
+use crate::{EvaluateError, Progress, Recover};
 
 /// Tokens of one piece: with `<bos>` a context of 512.
 pub const PIECE_TOKENS: usize = 511;
@@ -31,11 +31,12 @@ impl Perplexity {
 /// The engine must have a free slot and a context of at least [`PIECE_TOKENS`] + 1; more `outputs_max` make it faster.
 ///
 /// # Errors
-/// A text that is shorter than one piece, a context that is too short, a device that failed.
+/// A text that is shorter than one piece, a context that is too short, what `recover` gives back.
 pub fn perplexity(
     engine: &mut Engine,
     tokens: &[u32],
     bos: u32,
+    recover: Recover<'_>,
     progress: Progress<'_>,
 ) -> Result<Perplexity, EvaluateError> {
     let needed = PIECE_TOKENS + 1;
@@ -51,9 +52,14 @@ pub fn perplexity(
         let mut window = Vec::with_capacity(needed);
         window.push(bos);
         window.extend_from_slice(piece);
-        engine.forward(&window, 0..PIECE_TOKENS, &mut |row| {
-            sum += negative_log_likelihood(row.logits, window[row.position + 1]);
-        })?;
+        let mut scored = 0;
+        while scored < PIECE_TOKENS {
+            let result = engine.forward(&window, scored..PIECE_TOKENS, &mut |row| {
+                sum += negative_log_likelihood(row.logits, window[row.position + 1]);
+                scored = row.position + 1;
+            });
+            result.or_else(|error| recover(engine, error))?;
+        }
         progress(index + 1, pieces);
     }
     Ok(Perplexity { tokens: tokens.len(), pieces, mean_nll: sum / (pieces * PIECE_TOKENS) as f64 })

@@ -269,6 +269,12 @@ pub trait Backend: Send + Sync {
     /// What it can do.
     fn capabilities(&self) -> Capabilities;
 
+    /// Bytes of [`Capabilities::memory_bytes`] that [`Backend::load`] would take, what it needs only meanwhile
+    /// included.
+    fn required_memory(&self, program: &Program, options: &LoadOptions) -> MemoryUse {
+        required_memory(program, options)
+    }
+
     /// Reads the weights and allocates everything that passes will need.
     ///
     /// # Errors

@@ -42,6 +42,11 @@ impl RopeTables {
         bytemuck::cast_slice(&[self.fine.as_slice(), self.coarse.as_slice()].concat()).to_vec()
     }
 
+    /// Bytes of both tables.
+    pub(crate) fn bytes_of(head_dim: usize, context: usize) -> usize {
+        (FINE + context.div_ceil(FINE)) * (head_dim / 2) * size_of::<[f32; 2]>()
+    }
+
     /// For positions below `context`; `base`, `divisor` and `head_dim` as in [`tensor::Op::Rope`].
     pub(crate) fn new(base: f32, divisor: f32, head_dim: usize, context: usize) -> RopeTables {
         let pairs = head_dim / 2;

@@ -10,14 +10,14 @@ mod trace;
 use std::cell::Cell;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use backend_cpu::physical_cores;
 use engine::{Engine, EngineOptions, ModelSource};
 use model::{Config, TensorEntry};
 use tensor::{BackendError, DType};
 
 use crate::args::{BenchArgs, DeviceArg};
-use crate::devices::{self, Device, ThisMachine};
+use crate::devices::{self, Device, Machine, ThisMachine};
 use crate::failure::Usage;
 use crate::model_source::Model;
 use crate::random_model::RandomModel;
@@ -73,7 +73,7 @@ impl Weights {
     }
 
     /// Loads them, and measures the memory before that.
-    fn load(&self, device: DeviceArg, options: &EngineOptions) -> Result<Load> {
+    fn load(&self, machine: &dyn Machine, device: DeviceArg, options: &EngineOptions) -> Result<Load> {
         let threads = options.threads.unwrap_or(1);
         let (bandwidth, start) = (Cell::new(None), Cell::new(Instant::now()));
         let load = |device: &dyn Device, options: &EngineOptions| {
@@ -92,7 +92,7 @@ impl Weights {
                 }
             }
         };
-        let (engine, device) = devices::load(&ThisMachine, device, options, &load)?;
+        let (engine, device) = devices::load(machine, device, options, &load)?;
         let place = Place::of(&*device, threads, bandwidth.get(), start.get().elapsed());
         Ok(Load { engine, place })
     }
@@ -107,8 +107,13 @@ struct Load {
 /// Times a model, or writes a random one.
 ///
 /// # Errors
-/// A model that can't be loaded, lengths that don't fit, a file that can't be written, Ctrl-C.
+/// A model that can't be loaded, lengths that don't fit, a file that can't be written, Ctrl-C; a GPU that fails, since
+/// what another device does would be no measurement of it.
 pub(crate) fn run(args: BenchArgs) -> Result<()> {
+    run_on(&ThisMachine, args)
+}
+
+fn run_on(machine: &dyn Machine, args: BenchArgs) -> Result<()> {
     let weights = Weights::open(&args)?;
     if let (Some(path), Weights::Random(model)) = (&args.write, &weights) {
         if path.exists() && !args.force {
@@ -129,7 +134,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         if !(1..=1024).contains(&threads) {
             return Err(Usage(format!("--threads: expected numbers from 1 to 1024, found {threads}")).into());
         }
-        let Load { mut engine, place } = weights.load(args.device, &options(&args, &cases, threads))?;
+        let Load { mut engine, place } = weights.load(machine, args.device, &options(&args, &cases, threads))?;
         interrupt::watch(engine.interrupt_handle());
         let gpu = place.is_gpu();
         report.loaded(place, engine.memory());
@@ -152,10 +157,12 @@ fn measure(args: &BenchArgs, cases: &[Case], engine: &mut Engine, report: &mut R
     if args.trace.is_some() && !trace::is_possible(&mut bench) {
         bail!("the device keeps no times of its work (GPUs with timestamps do), so there is no trace to write");
     }
-    report.first_token(bench.first_token(args.warmup, args.repeat)?);
+    let first_token = bench.first_token(args.warmup, args.repeat);
+    report.first_token(first_token.context("the time to the first token could not be measured")?);
     tell(report.last_first_token())?;
     for &case in cases {
-        let timing = bench.measure(case, args.warmup, args.repeat)?;
+        let timing = bench.measure(case, args.warmup, args.repeat);
+        let timing = timing.with_context(|| format!("{case} could not be measured"))?;
         report.add(timing, engine_cache(args));
         tell(report.last_line())?;
     }
@@ -224,5 +231,32 @@ fn notice_replaced(model: &RandomModel, format: DType, stored: &[Stored]) {
             entry.columns,
             output::bytes(model.bytes())
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Args, Command};
+    use crate::devices::fake::{Fault, Gpu, machine};
+
+    #[test]
+    fn a_gpu_that_fails_is_the_end_and_named() {
+        let line =
+            "lapidary bench --shape 270m --layers 1 --device vulkan:0 --prompt-tokens 0 --decode-tokens 4 --json";
+        // One pass for each of the two first tokens, then those of the case.
+        for (passes, what) in [(1, "the time to the first token"), (4, "decode of 4 tokens at a depth of 0")] {
+            let Command::Bench(args) = Args::parse_from(line.split(' ')).command else { panic!("another command") };
+            let machine = machine(vec![Gpu::failing(0, vec![Some(Fault::Pass(passes, "lost\n\nhint: look at it"))])]);
+            let error = run_on(machine, BenchArgs { repeat: 2, ..args }).unwrap_err();
+            let chain: Vec<String> = error.chain().map(ToString::to_string).collect();
+            assert_eq!(
+                chain,
+                [format!("{what} could not be measured"), "GPU 0 failed: lost\n\nhint: look at it".into()]
+            );
+            assert!(machine.told().is_empty());
+        }
     }
 }

@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use checkpoint::AtomicFile;
-use engine::{EngineOptions, ModelSource};
+use engine::{Engine, EngineOptions, ModelSource};
 use evaluate::{
-    Answer, InstructionScore, PIECE_TOKENS, Perplexity, Prompting, answer_instructions, parse_instructions, perplexity,
+    Answer, Instruction, InstructionScore, PIECE_TOKENS, Perplexity, Prompting, answer_instructions,
+    parse_instructions, perplexity,
 };
 use serde_json::{Map, Value, json};
 use text::Special;
@@ -19,6 +20,7 @@ use crate::failure::Usage;
 use crate::model_source::Model;
 use crate::output;
 use crate::progress::{Progress, Unit};
+use crate::runner::{RESTARTS, Runner};
 use crate::session::{Session, outputs_max};
 
 /// Instructions that are worked on at once.
@@ -83,7 +85,7 @@ fn measure_texts(session: &mut Session, args: &EvaluateArgs, texts: &[String]) -
         let scored = &tokens[..tokens.len().min(args.limit.unwrap_or(usize::MAX).saturating_mul(PIECE_TOKENS))];
         let pieces = (scored.len() / PIECE_TOKENS) as u64;
         let mut progress = Progress::new(&name, Unit::Things("pieces"), pieces);
-        let result = perplexity(&mut session.runner.engine, scored, bos, &mut |done, _| progress.set(done as u64));
+        let result = score(&mut session.runner, scored, bos, &mut |done, _| progress.set(done as u64));
         drop(progress);
         let result = result.with_context(|| format!("`{}`", path.display()))?;
         let Perplexity { pieces, mean_nll, .. } = result;
@@ -109,11 +111,32 @@ fn measure_texts(session: &mut Session, args: &EvaluateArgs, texts: &[String]) -
     Ok(Value::Object(results))
 }
 
-fn measure_instructions(session: &mut Session, instructions: &[evaluate::Instruction]) -> Result<Vec<Answer>> {
+/// [`perplexity`] on whatever device is left.
+fn score(runner: &mut Runner, tokens: &[u32], bos: u32, progress: evaluate::Progress<'_>) -> Result<Perplexity> {
+    let Runner { engine, home } = runner;
+    let mut restarts = RESTARTS;
+    let mut recover = |engine: &mut Engine, error| home.recover(engine, error, &mut restarts);
+    Ok(perplexity(engine, tokens, bos, &mut recover, progress)?)
+}
+
+/// [`answer_instructions`] on whatever device is left.
+fn answer(
+    runner: &mut Runner,
+    prompting: Prompting<'_>,
+    instructions: &[Instruction],
+    progress: evaluate::Progress<'_>,
+) -> Result<Vec<Answer>> {
+    let Runner { engine, home } = runner;
+    let mut restarts = RESTARTS;
+    let mut recover = |engine: &mut Engine, error| home.recover(engine, error, &mut restarts);
+    Ok(answer_instructions(engine, prompting, instructions, &mut recover, progress)?)
+}
+
+fn measure_instructions(session: &mut Session, instructions: &[Instruction]) -> Result<Vec<Answer>> {
     let Session { runner, tokenizer, template, stop_tokens, .. } = session;
     let mut progress = Progress::new("instructions", Unit::Things("answers"), instructions.len() as u64);
     let prompting = Prompting { tokenizer, template, stop_tokens };
-    Ok(answer_instructions(&mut runner.engine, prompting, instructions, &mut |done, _| progress.set(done as u64))?)
+    answer(runner, prompting, instructions, &mut |done, _| progress.set(done as u64))
 }
 
 fn tell_instructions(args: &EvaluateArgs, answers: &[Answer]) -> Result<Value> {
@@ -134,4 +157,48 @@ fn tell_instructions(args: &EvaluateArgs, answers: &[Answer]) -> Result<Value> {
 fn write_answers(path: &Path, answers: &[Answer]) -> Result<()> {
     let lines = answers.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
     Ok(AtomicFile::replace(path, (lines.join("\n") + "\n").as_bytes())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::DeviceArg;
+    use crate::devices::fake::{Fault, Gpu, machine};
+
+    fn session(gpus: Vec<Gpu>, options: &EngineOptions) -> (Session, &'static crate::devices::fake::FakeMachine) {
+        let machine = machine(gpus);
+        (Session::of_model(Model::open(None).unwrap(), machine, DeviceArg::Auto, options).unwrap(), machine)
+    }
+
+    #[test]
+    fn a_text_is_scored_once_though_the_device_is_lost() {
+        let options = EngineOptions { context: Some(PIECE_TOKENS + 1), outputs_max: 128, ..EngineOptions::default() };
+        let measure = |gpus| {
+            let (mut session, machine) = session(gpus, &options);
+            let tokens: Vec<u32> = (0..PIECE_TOKENS as u32).map(|token| 300 + token * 7 % 1000).collect();
+            let bos = session.tokenizer.bos().unwrap();
+            let found = score(&mut session.runner, &tokens, bos, &mut |_, _| ()).unwrap();
+            (found.mean_nll, machine.told().len())
+        };
+        let (expected, _) = measure(vec![]);
+        let lost = |passes| vec![Gpu::failing(0, vec![Some(Fault::Pass(passes, "lost")), None])];
+        assert_eq!(measure(lost(2)), (expected, 1));
+    }
+
+    #[test]
+    fn instructions_are_answered_though_the_device_is_lost() {
+        let options = EngineOptions { context: Some(256), sequences: 2, ..EngineOptions::default() };
+        let line = |id: u32, prompt: &str| {
+            format!("{{\"id\": \"{id}\", \"family\": \"f\", \"prompt\": \"{prompt}\", \"expected\": \"early\"}}\n")
+        };
+        let lines = line(1, "What is the opposite of late?") + &line(2, "What is the opposite of late?");
+        let instructions = parse_instructions(&lines).unwrap();
+        for passes in [0, 1] {
+            let gpus = vec![Gpu::failing(0, vec![Some(Fault::Pass(passes, "lost")), None])];
+            let (mut session, machine) = session(gpus, &options);
+            let answers = measure_instructions(&mut session, &instructions).unwrap();
+            assert!(answers.len() == 2 && answers.iter().all(|answer| answer.exact), "{answers:?}");
+            assert_eq!(machine.told().len(), 1);
+        }
+    }
 }

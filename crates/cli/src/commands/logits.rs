@@ -2,13 +2,14 @@
 
 use anyhow::{Context, Result, ensure};
 use checkpoint::{CheckpointError, safetensors};
-use engine::{Engine, EngineOptions, ModelSource, Row};
+use engine::{EngineOptions, ModelSource, Row};
 use serde_json::json;
 use tensor::DType;
 
 use crate::args::LogitsArgs;
-use crate::devices::{self, Device, ThisMachine};
+use crate::devices::ThisMachine;
 use crate::model_source::Model;
+use crate::runner::Runner;
 use crate::session::outputs_max;
 use crate::{interrupt, output};
 
@@ -28,21 +29,19 @@ pub(crate) fn run(args: LogitsArgs) -> Result<()> {
         hidden: args.hidden,
         ..args.load.engine_options()
     };
-    let mut engine = {
-        let load = |device: &dyn Device, options: &EngineOptions| Engine::load_source(&source, device, options);
-        devices::load(&ThisMachine, args.load.device, &options, &load)?.0
-    };
-    interrupt::watch(engine.interrupt_handle());
+    let (vocabulary, width, layers) = (config.vocabulary, config.hidden, config.layers.len());
+    let mut runner = Runner::load(&model.checkpoint, &ThisMachine, args.load.device, &options)?;
+    runner.keep(model.checkpoint);
+    interrupt::watch(runner.engine.interrupt_handle());
     // Checked before the file is begun.
     ensure!(
-        tokens.len() <= engine.context(),
+        tokens.len() <= runner.engine.context(),
         "there are {} tokens, the context holds {}\n\nhint: --context {} where the model allows it",
         tokens.len(),
-        engine.context(),
+        runner.engine.context(),
         tokens.len()
     );
-    let (vocabulary, width) = (config.vocabulary, config.hidden);
-    let states = if args.hidden { config.layers.len() + 1 } else { 0 };
+    let states = if args.hidden { layers + 1 } else { 0 };
     let names: Vec<String> = (0..states).map(|state| format!("hidden{state:02}")).collect();
     let (logits_shape, hidden_shape) = ([tokens.len(), vocabulary], [tokens.len(), width]);
     let mut declared: Vec<(&str, DType, &[usize])> = vec![("logits", DType::F32, &logits_shape)];
@@ -59,7 +58,7 @@ pub(crate) fn run(args: LogitsArgs) -> Result<()> {
             state.extend(bytes(values));
         }
     };
-    engine.forward(tokens, 0..tokens.len(), &mut take)?;
+    runner.forward(tokens, &mut take)?;
     written?;
     for (name, state) in names.iter().zip(&hidden) {
         writer.write_tensor(name, state)?;

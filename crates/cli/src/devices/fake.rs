@@ -173,6 +173,10 @@ impl Backend for FakeGpu {
         Capabilities { memory_bytes: self.memory_bytes, ..self.backend.capabilities() }
     }
 
+    fn required_memory(&self, program: &Program, options: &LoadOptions) -> MemoryUse {
+        self.backend.required_memory(program, options)
+    }
+
     fn load(
         &self,
         program: &Program,

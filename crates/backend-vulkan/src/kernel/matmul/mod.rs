@@ -105,6 +105,11 @@ impl Tile {
         self.buffers * (self.tokens + self.outputs) * (self.step / 8 + 1) * 16
     }
 
+    /// Constants 2 to 7 of the shader.
+    fn constants(self) -> [u32; 6] {
+        [self.tokens, self.outputs, self.step, self.sub.0, self.sub.1, self.buffers].map(|constant| constant as u32)
+    }
+
     /// Subgroups of a workgroup.
     pub(crate) fn subgroups(self) -> usize {
         self.tokens / self.sub.0 * (self.outputs / self.sub.1)
@@ -132,6 +137,15 @@ pub(crate) fn tile(features: &Features, dtype: DType, tokens: usize) -> Tile {
         (_, false) => Tile { tokens: 128, outputs: 128, step: 64, sub: (64, 32), buffers: 1, slices: 1 },
         (_, true) => Tile { tokens: 128, outputs: 128, step: 32, sub: (64, 64), buffers: 2, slices: 1 },
     }
+}
+
+/// Constants 2 to 7 of `matmul_matrix.comp` for a number of tokens, and the lanes of its subgroups.
+///
+/// # Panics
+/// If no subgroup of the device multiplies matrices.
+pub fn matrix_constants(features: &Features, dtype: DType, tokens: usize) -> (u32, [u32; 6]) {
+    let lanes = matrix_subgroup(features).expect("a device with matrices");
+    (lanes, tile(features, dtype, tokens).constants())
 }
 
 /// Rows of the widest weight whose columns are sliced.
@@ -186,12 +200,11 @@ fn matrix_dispatch(
     let subgroup = matrix_subgroup(features).expect("a device with matrices");
     let loads = tile.tokens.max(tile.outputs) * tile.step / 8 / (subgroup as usize * tile.subgroups());
     assert!(loads <= 8, "an invocation loads at most 8 vectors a step, not {loads}");
-    let constants = [tile.tokens, tile.outputs, tile.step, tile.sub.0, tile.sub.1, tile.buffers];
     let kernel = Kernel {
         shader: format!("matmul_matrix.{}", weight.dtype),
         subgroup,
         workgroup: subgroup * tile.subgroups() as u32,
-        constants: constants.map(|constant| constant as u32).to_vec(),
+        constants: tile.constants().to_vec(),
     };
     let push = push_products(Push::default().address(input.values).address(input.scales), products).number(tokens);
     let push = push.number(input.pitch() / 8).number(weight.pitch()).number(weight.units());

@@ -40,6 +40,12 @@ pub(super) struct Case {
     pub(super) sequences: usize,
 }
 
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {} tokens at a depth of {}", self.measurement.name(), self.tokens, self.depth)
+    }
+}
+
 impl Case {
     /// Tokens of all sequences.
     pub(super) fn all_tokens(self) -> usize {
