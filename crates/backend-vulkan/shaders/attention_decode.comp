@@ -20,6 +20,7 @@ layout(constant_id = 6) const bool QUANTIZE = false; // also write the result in
 layout(constant_id = 7) const uint STEP = 4; // positions that a team has in flight
 layout(constant_id = 8) const bool PREPARES = false; // queries, key and value are as the projections left them
 layout(constant_id = 9) const float EPSILON = 0.0; // added to the mean square of a head
+layout(constant_id = 10) const uint ORDER = 0; // of halves of the result in 8 bits
 const uint SPLITS_MAX = 32;
 const uint TEAMS = WORKGROUP / TEAM;
 const uint BLOCK = TEAMS * STEP;
@@ -377,7 +378,7 @@ void join_splits(uint first_split, uint splits) {
 
 // Writes the result in 8 bits too, 16 values an invocation.
 void quantize_result(uint token, uint kv_head) {
-    const uint row = token * gl_NumWorkGroups.y + kv_head;
+    const uint halves = gl_NumWorkGroups.y * (WIDTH / 16);
     for (uint i = invocation(); i < WIDTH / 16; i += WORKGROUP) {
         uint largest = 0;
         for (uint j = i / 2 * 32; j < i / 2 * 32 + 32; j += 4) {
@@ -392,8 +393,9 @@ void quantize_result(uint token, uint kv_head) {
             packed[word] = pack_four(rounded);
             total += rounded.x + rounded.y + rounded.z + rounded.w;
         }
-        p.quantized.at[row * (WIDTH / 16) + i] = packed;
-        p.meta.at[row * (WIDTH / 16) + i] = vec2(scale.x, scale.x * float(total));
+        const uint at = token * halves + place_of_half(ORDER, halves, kv_head * (WIDTH / 16) + i);
+        p.quantized.at[at] = packed;
+        p.meta.at[at] = vec2(scale.x, scale.x * float(total));
     }
 }
 

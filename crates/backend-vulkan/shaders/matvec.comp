@@ -24,11 +24,16 @@ int dot_half(uvec4 quants, uvec4 activations) {
     return sum;
 }
 
+// Where half `k` of a unit lies in a row of activations. In the order that is made for the format this is simple.
+uint place_of(uint unit, uint k) {
+    return ORDER == UNIT_ORDER ? k * p.units + unit : place_of_half(ORDER, p.activation_pitch, half_index(unit, k));
+}
+
 void accumulate(uint unit, uint first) {
     Uvec4s activations = Uvec4s(p.activations);
     Vec2s activation_sums = Vec2s(p.sums);
 #ifdef ONE_SCALE
-    // Both halves have one scale on either side: their integers add up.
+    // Both halves of the weights have one scale. Where those of the input do too, their integers add up.
     float scale[TAKEN], offset[TAKEN];
     uvec4 quants[TAKEN][2];
     [[unroll]] for (uint r = 0; r < TAKEN; r++) {
@@ -36,14 +41,19 @@ void accumulate(uint unit, uint first) {
         decode_half(raw[first + r], 1, quants[r][1], scale[r], offset[r]);
     }
     [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
-        const uint at = column * p.activation_pitch + 2 * unit;
-        const uvec4 low = activations.at[at];
-        const uvec4 high = activations.at[at + 1];
-        const vec4 both = Vec4s(p.sums).at[at / 2];
+        const uint first_half = column * p.activation_pitch + place_of(unit, 0);
+        const uint second_half = column * p.activation_pitch + place_of(unit, 1);
+        const uvec4 low = activations.at[first_half];
+        const uvec4 high = activations.at[second_half];
+        const vec2 low_factors = activation_sums.at[first_half];
+        const vec2 high_factors = activation_sums.at[second_half];
         [[unroll]] for (uint r = 0; r < TAKEN; r++) {
-            const int sum = dot_half(quants[r][0], low) + dot_half(quants[r][1], high);
-            sums[r * COLUMNS + column] =
-                fma(scale[r], both.x * float(sum), fma(offset[r], both.y + both.w, sums[r * COLUMNS + column]));
+            const int low_sum = dot_half(quants[r][0], low);
+            const int high_sum = dot_half(quants[r][1], high);
+            const float sum = HALF_SCALES ? fma(low_factors.x, float(low_sum), high_factors.x * float(high_sum))
+                                          : low_factors.x * float(low_sum + high_sum);
+            const float previous = sums[r * COLUMNS + column];
+            sums[r * COLUMNS + column] = fma(scale[r], sum, fma(offset[r], low_factors.y + high_factors.y, previous));
         }
     }
 #else
@@ -54,7 +64,7 @@ void accumulate(uint unit, uint first) {
             decode_half(raw[first + r], k, quants[r], scale[r], offset[r]);
         }
         [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
-            const uint at = column * p.activation_pitch + half_index(unit, k);
+            const uint at = column * p.activation_pitch + place_of(unit, k);
             const uvec4 values = activations.at[at];
             const vec2 factors = activation_sums.at[at];
             [[unroll]] for (uint r = 0; r < TAKEN; r++) {
@@ -104,19 +114,18 @@ void load(Place at, uint unit, uint first) {
 void main() {
     const Place at = place();
     clear_sums();
-    const uint stride = SPLIT * SUBGROUP;
-    uint unit = at.part * SUBGROUP + gl_SubgroupInvocationID;
+    uint unit = first_unit(at);
     if (UNROLL > 1) {
-        for (; unit + (UNROLL - 1) * stride < p.units; unit += UNROLL * stride) {
+        for (; unit + (UNROLL - 1) * STRIDE < p.units; unit += UNROLL * STRIDE) {
             [[unroll]] for (uint i = 0; i < UNROLL; i++) {
-                load(at, unit + i * stride, i * TAKEN);
+                load(at, unit + i * STRIDE, i * TAKEN);
             }
             [[unroll]] for (uint i = 0; i < UNROLL; i++) {
-                accumulate(unit + i * stride, i * TAKEN);
+                accumulate(unit + i * STRIDE, i * TAKEN);
             }
         }
     }
-    for (; unit < p.units; unit += stride) {
+    for (; unit < p.units; unit += STRIDE) {
         load(at, unit, 0);
         accumulate(unit, 0);
     }

@@ -1,8 +1,10 @@
 // Products of a matrix with one to eight columns of activations: what all formats share.
 //
-// A subgroup takes `ROWS` rows at a time, its lanes the units of these rows in turn. `SPLIT` subgroups share a set of
-// rows, where there are too few rows to fill the device. Up to three matrices of one format and one width, which have
-// the same input, are multiplied by one dispatch: their workgroups stand one after the other. Grid: (workgroups).
+// `LANES` lanes of a subgroup take the units of a row in turn; each lane has `ROWS` rows. Where not all lanes of a
+// subgroup are at one row, those at the same place of different rows load the same activations, which is one load for
+// all of them. `SPLIT` subgroups share a set of rows, where there are too few rows to fill the device. Up to three
+// matrices of one format and one width, which have the same input, are multiplied by one dispatch: their workgroups
+// stand one after the other. Grid: (workgroups).
 
 #include "gelu.glsl"
 #include "quantize.glsl"
@@ -11,16 +13,24 @@ layout(constant_id = 2) const uint ROWS = 2;
 layout(constant_id = 3) const uint COLUMNS = 1;
 layout(constant_id = 4) const uint SPLIT = 1;
 // 0: rows of f32. 1 to 3: the first two matrices are gate and up, and what goes out is gelu(gate) · up: as f32 (1); as
-// 8-bit integers, a workgroup's rows being whole blocks of 32 (2); as both, where several workgroups share a block and
-// the last of them to arrive quantizes it (3).
+// 8-bit integers, a workgroup's rows being whole blocks or halves (2); as both, where several workgroups share a block
+// and the last of them to arrive quantizes it (3).
 layout(constant_id = 5) const uint EPILOGUE = 0;
 // Units that are loaded before the first of them is multiplied.
 layout(constant_id = 6) const uint UNROLL = 1;
+// Orders of the halves of 8-bit activations, and whether each half has a scale of its own: of the input, of the result.
+layout(constant_id = 7) const uint ORDER = 0;
+layout(constant_id = 8) const bool HALF_SCALES = false;
+layout(constant_id = 9) const uint TARGET_ORDER = 0;
+layout(constant_id = 10) const bool TARGET_HALF_SCALES = false;
+// Lanes at a row.
+layout(constant_id = 11) const uint LANES = 32;
 
 const uint SUBGROUPS = WORKGROUP / SUBGROUP;
 const uint SETS = SUBGROUPS / SPLIT;
-// Rows that a workgroup computes, and rows that a subgroup multiplies for them.
-const uint GROUP_ROWS = SETS * ROWS;
+// Rows side by side in a subgroup, rows that a workgroup computes, and rows that a lane multiplies for them.
+const uint ABREAST = SUBGROUP / LANES;
+const uint GROUP_ROWS = SETS * ROWS * ABREAST;
 const uint MATRICES = EPILOGUE == 0 ? 1 : 2;
 const uint TAKEN = MATRICES * ROWS;
 
@@ -45,14 +55,14 @@ layout(push_constant, scalar) uniform Push {
 shared uint arrived;
 
 // Sums of each subgroup for the others of its set, then the results of the workgroup.
-shared float shared_sums[SUBGROUPS * TAKEN * COLUMNS];
+shared float shared_sums[SUBGROUPS * ABREAST * TAKEN * COLUMNS];
 
 // What each lane has summed up: rows by columns. Global, because arrays of a specialized size are no parameters.
 float sums[TAKEN * COLUMNS];
 
 struct Place {
     uint segment;
-    uint first_row; // of the subgroup
+    uint first_row; // of the lane; its others follow in steps of `ABREAST`
     uint part;      // of the columns that the set shares
 };
 
@@ -68,7 +78,8 @@ Place place() {
             }
         }
     }
-    return Place(segment, group * GROUP_ROWS + (gl_SubgroupID / SPLIT) * ROWS, gl_SubgroupID % SPLIT);
+    const uint row = group * GROUP_ROWS + (gl_SubgroupID / SPLIT) * ROWS * ABREAST + gl_SubgroupInvocationID / LANES;
+    return Place(segment, row, gl_SubgroupID % SPLIT);
 }
 
 Uvec4s matrix(Place at, uint taken) {
@@ -78,8 +89,12 @@ Uvec4s matrix(Place at, uint taken) {
     return Uvec4s(p.weights[taken / ROWS]);
 }
 
-// The row that number `taken` of a subgroup's rows is; the last one again where there are no more.
-uint row_of(Place at, uint taken) { return min(at.first_row + taken % ROWS, p.rows[at.segment] - 1); }
+// The row that number `taken` of a lane's rows is; the last one again where there are no more.
+uint row_of(Place at, uint taken) { return min(at.first_row + taken % ROWS * ABREAST, p.rows[at.segment] - 1); }
+
+// The lane's first unit, and the distance of its units.
+uint first_unit(Place at) { return at.part * LANES + gl_SubgroupInvocationID % LANES; }
+const uint STRIDE = SPLIT * LANES;
 
 void store(Place at, uint row, uint column, float value) {
     if (row < p.rows[at.segment]) {
@@ -87,8 +102,13 @@ void store(Place at, uint row, uint column, float value) {
     }
 }
 
+QuantsRow target_row(uint column) {
+    const uint halves = p.target_pitch[0] / 16;
+    return QuantsRow(Uints(p.targets[0]), Vec2s(p.target_sums), column, halves, TARGET_ORDER, TARGET_HALF_SCALES);
+}
+
 // Writes the workgroup's products of gate and up, which are in `shared_sums` by column, as 8-bit integers. The rows are
-// whole blocks of 32.
+// whole blocks of 32, or with scales of halves of 16.
 void store_quantized(uint first_row) {
     const uint fours = GROUP_ROWS / 4;
     for (uint i = gl_LocalInvocationIndex; i < COLUMNS * fours; i += WORKGROUP) {
@@ -98,8 +118,7 @@ void store_quantized(uint first_row) {
         const vec4 values =
             vec4(shared_sums[from], shared_sums[from + 1], shared_sums[from + 2], shared_sums[from + 3]);
         if (first_row + 4 * four < p.rows[0]) {
-            const uint index = (column * p.target_pitch[0] + first_row) / 4 + four;
-            quantize(Uints(p.targets[0]), Vec2s(p.target_sums), index, values);
+            quantize(target_row(column), first_row / 4 + four, values);
         }
     }
 }
@@ -128,8 +147,7 @@ void quantize_block(uint block) {
         const uint column = i / 8;
         const vec4 values =
             SharedVec4s(p.targets[1]).at[(column * p.target_pitch[1] + 32 * block) / 4 + i % 8];
-        const uint index = (column * p.target_pitch[0] + 32 * block) / 4 + i % 8;
-        quantize(Uints(p.targets[0]), Vec2s(p.target_sums), index, values);
+        quantize(target_row(column), 8 * block + i % 8, values);
     }
 }
 
@@ -142,27 +160,36 @@ void clear_sums() {
 // Adds up what the lanes have, and what the subgroups of a set have, and writes it.
 void finish(Place at) {
     [[unroll]] for (uint i = 0; i < TAKEN * COLUMNS; i++) {
-        sums[i] = subgroupAdd(sums[i]);
+        if (LANES == SUBGROUP) {
+            sums[i] = subgroupAdd(sums[i]);
+        } else {
+            [[unroll]] for (uint distance = 1; distance < LANES; distance *= 2) {
+                sums[i] += subgroupShuffleXor(sums[i], distance);
+            }
+        }
     }
+    const uint abreast = gl_SubgroupInvocationID / LANES;
+    const bool is_first = gl_SubgroupInvocationID % LANES == 0;
     if (SPLIT > 1) {
-        if (subgroupElect()) {
+        if (is_first) {
             [[unroll]] for (uint i = 0; i < TAKEN * COLUMNS; i++) {
-                shared_sums[gl_SubgroupID * TAKEN * COLUMNS + i] = sums[i];
+                shared_sums[(gl_SubgroupID * ABREAST + abreast) * TAKEN * COLUMNS + i] = sums[i];
             }
         }
         barrier();
         [[unroll]] for (uint i = 0; i < TAKEN * COLUMNS; i++) {
             sums[i] = 0.0;
             for (uint part = 0; part < SPLIT; part++) {
-                sums[i] += shared_sums[(gl_SubgroupID / SPLIT * SPLIT + part) * TAKEN * COLUMNS + i];
+                const uint subgroup = gl_SubgroupID / SPLIT * SPLIT + part;
+                sums[i] += shared_sums[(subgroup * ABREAST + abreast) * TAKEN * COLUMNS + i];
             }
         }
         barrier();
     }
-    const bool writes = at.part == 0 && subgroupElect();
+    const bool writes = at.part == 0 && is_first;
     [[unroll]] for (uint r = 0; r < ROWS; r++) {
         [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
-            const uint row = at.first_row + r;
+            const uint row = at.first_row + r * ABREAST;
             float value = sums[r * COLUMNS + column];
             if (EPILOGUE != 0) {
                 value = gelu_tanh(value) * sums[(ROWS + r) * COLUMNS + column];
@@ -174,7 +201,7 @@ void finish(Place at) {
                 SharedFloats(p.targets[1]).at[column * p.target_pitch[1] + row] = value;
             }
             if (writes && EPILOGUE == 2) {
-                shared_sums[column * GROUP_ROWS + (gl_SubgroupID / SPLIT) * ROWS + r] = value;
+                shared_sums[column * GROUP_ROWS + row - gl_WorkGroupID.x * GROUP_ROWS] = value;
             }
         }
     }

@@ -9,7 +9,7 @@ void main() {
     const Place at = place();
     clear_sums();
     Vec4s activations = Vec4s(p.activations);
-    for (uint unit = at.part * SUBGROUP + gl_SubgroupInvocationID; unit < p.units; unit += SPLIT * SUBGROUP) {
+    for (uint unit = first_unit(at); unit < p.units; unit += STRIDE) {
         vec4 low[TAKEN], high[TAKEN];
         [[unroll]] for (uint r = 0; r < TAKEN; r++) {
             load_weights(matrix(at, r), row_of(at, r), p.pitch, unit, low[r], high[r]);

@@ -13,6 +13,7 @@ layout(constant_id = 3) const bool ADDS = true;
 // Whether the residual is normalized after that, and in which forms it goes out.
 layout(constant_id = 4) const bool WRITES_FLOATS = true;
 layout(constant_id = 5) const bool WRITES_QUANTS = true;
+layout(constant_id = 6) const uint ORDER = 0; // of halves
 
 layout(push_constant, scalar) uniform Push {
     Vec4s update;
@@ -42,11 +43,10 @@ float inverse_root(uint round, float squares, float epsilon) {
 // Words from one touch to the next: a page of 2 MiB.
 const uint STRIDE = 1 << 19;
 
+// Every workgroup touches all pages: parts of the device have translations of their own.
 void touch() {
     uint all = 0;
-    const uint groups = gl_NumWorkGroups.x - p.rows;
-    const uint first = gl_WorkGroupID.x - p.rows + groups * gl_LocalInvocationIndex;
-    for (uint i = first; i < p.touches; i += groups * WORKGROUP) {
+    for (uint i = gl_LocalInvocationIndex; i < p.touches; i += WORKGROUP) {
         all ^= p.ahead.at[i * STRIDE];
     }
     // Hardly ever true, and nobody reads the sink: only there so that the loads stay.
@@ -104,7 +104,7 @@ void main() {
                     p.target.at[row + at] = normed;
                 }
                 if (WRITES_QUANTS) {
-                    quantize(p.quants, p.sums, row + at, normed);
+                    quantize(QuantsRow(p.quants, p.sums, gl_WorkGroupID.x, p.pitch / 4, ORDER, false), at, normed);
                 }
             }
         }

@@ -3,6 +3,8 @@
 #include "types.glsl"
 #include "quantize.glsl"
 
+layout(constant_id = 2) const uint ORDER = 0;
+
 layout(push_constant, scalar) uniform Push {
     Vec4s source;
     Uints quants;
@@ -14,7 +16,7 @@ void main() {
     const uint column = gl_GlobalInvocationID.x;
     // Whole blocks of eight lanes are in or out.
     if (column < p.pitch) {
-        const uint i = gl_WorkGroupID.y * p.pitch + column;
-        quantize(p.quants, p.sums, i, p.source.at[i]);
+        QuantsRow row = QuantsRow(p.quants, p.sums, gl_WorkGroupID.y, p.pitch / 4, ORDER, false);
+        quantize(row, column, p.source.at[gl_WorkGroupID.y * p.pitch + column]);
     }
 }

@@ -1,7 +1,27 @@
 // Activations as 8-bit integers for integer dot products.
 //
-// Each block of 32 elements of a row has a scale, max|x| / 127. Quants lie 16 to a uvec4, `[rows][width / 16]`; beside
-// them `[rows][width / 16]` of {scale of the block, scale · sum of the 16 quants}: the sum carries the weights' offset.
+// Each block of 32 elements of a row has a scale, max|x| / 127; or each half of one. Quants lie 16 to a uvec4,
+// `[rows][width / 16]`; beside them `[rows][width / 16]` of {scale of the block, scale · sum of the 16 quants}: the sum
+// carries the weights' offset.
+//
+// A row's halves are not in the order of its elements, but in that in which the lanes of a product take them: the first
+// half of every unit of weights, then the second one, and so on (`weights.glsl`). Vectors that lanes next to each
+// other load at once are neighbours then. The order is that of one format; products with another one find them, too.
+
+// Where half `half_block` of a row of `halves` lies. Orders: 0 for units of two consecutive halves, 1 for units of
+// four, 2 for those of Q6_K, 3 for those of Q2_K and Q3_K.
+uint place_of_half(uint order, uint halves, uint half_block) {
+    switch (order) {
+        case 1:
+            return half_block % 4 * (halves / 4) + half_block / 4;
+        case 2:
+            return half_block / 4 % 2 * (halves / 2) + half_block / 8 * 4 + half_block % 4;
+        case 3:
+            return half_block / 2 % 4 * (halves / 4) + half_block / 8 * 2 + half_block % 2;
+        default:
+            return half_block % 2 * (halves / 2) + half_block / 2;
+    }
+}
 
 // The scale of a block whose largest magnitude has these bits, and what its elements are multiplied by.
 //
@@ -34,20 +54,33 @@ uint pack_four(ivec4 rounded) {
     return bytes.x | (bytes.y << 8) | (bytes.z << 16) | (bytes.w << 24);
 }
 
-// Quantizes four consecutive elements, `index` counting fours from the first row on. The eight fours of a block are in
-// eight consecutive lanes, the first of them a multiple of 8, all of them active.
-void quantize(Uints quants, Vec2s sums, uint index, vec4 values) {
+// Where a row of quants goes.
+struct QuantsRow {
+    Uints quants;
+    Vec2s sums;
+    uint row;
+    uint halves; // of a row
+    uint order;
+    bool half_scales; // whether each half has a scale of its own
+};
+
+// Quantizes the four elements of a row from `4 * four` on. The eight fours of a block are in eight consecutive lanes,
+// the first of them a multiple of 8, all of them active; with scales of halves it is four.
+void quantize(QuantsRow target, uint four, vec4 values) {
     uint largest = largest_of_four(values);
     largest = max(largest, subgroupShuffleXor(largest, 1));
     largest = max(largest, subgroupShuffleXor(largest, 2));
-    largest = max(largest, subgroupShuffleXor(largest, 4));
+    if (!target.half_scales) {
+        largest = max(largest, subgroupShuffleXor(largest, 4));
+    }
     const vec2 scale = scale_and_inverse(largest);
     const ivec4 rounded = round_four(values, scale.y);
-    quants.at[index] = pack_four(rounded);
+    const uint half_block = target.row * target.halves + place_of_half(target.order, target.halves, four / 4);
+    target.quants.at[4 * half_block + four % 4] = pack_four(rounded);
     int sum = rounded.x + rounded.y + rounded.z + rounded.w;
     sum += subgroupShuffleXor(sum, 1);
     sum += subgroupShuffleXor(sum, 2);
-    if (index % 4 == 0) {
-        sums.at[index / 4] = vec2(scale.x, scale.x * float(sum));
+    if (four % 4 == 0) {
+        target.sums.at[half_block] = vec2(scale.x, scale.x * float(sum));
     }
 }

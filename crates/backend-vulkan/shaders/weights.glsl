@@ -6,7 +6,11 @@
 //
 // A lane takes a *unit* at a time: the weights whose quants share one or two 16-byte loads. A unit consists of `HALVES`
 // times 16 consecutive weights, each of which has one scale and one offset: `weight = scale · quant + offset`. Half `k`
-// of a unit is number `half_index(unit, k)` of its row.
+// of a unit is number `half_index(unit, k)` of its row; `UNIT_ORDER` says which of the orders of `quantize.glsl` is
+// made for that.
+//
+// `load_raw` only loads, as far as possible: arithmetic on what it loads would wait for memory where the caller loads
+// several units ahead.
 
 float half_low(uint bits) { return unpackHalf2x16(bits).x; }
 

@@ -4,7 +4,7 @@ pub(crate) mod ffn;
 pub(crate) mod upload;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ash::vk;
 use tensor::BackendError;
@@ -16,6 +16,9 @@ use crate::features::Features;
 use crate::memory::{Arena, Place, Slice};
 use crate::pipeline::Pipelines;
 use crate::upload::write;
+
+/// Time that a device works before something is timed.
+const WARM_UP: Duration = Duration::from_millis(300);
 
 /// A device with memory, and nothing loaded.
 pub(crate) struct Lab {
@@ -103,12 +106,18 @@ impl Lab {
         self.commands.once(|buffer| record_dispatches(context, pipelines, buffer, dispatches, &mut None))
     }
 
-    /// Device time of `repeat` runs of the dispatches after one that is not timed, each run behind the last.
+    /// Device time of `repeat` runs of the dispatches, each run behind the last, when the device has worked on them for
+    /// a while: clocks fall within a moment of idleness, and rise slowly.
     ///
     /// # Errors
     /// A device that fails or has no timestamps.
     pub(crate) fn time(&mut self, dispatches: &[Dispatch], repeat: u32) -> Result<Duration, BackendError> {
-        self.run(dispatches)?;
+        let start = Instant::now();
+        while start.elapsed() < WARM_UP {
+            for _ in 0..8 {
+                self.run(dispatches)?;
+            }
+        }
         let step = self.features().timestamp_nanoseconds.ok_or_else(|| BackendError::Unsupported {
             device: self.features().name.clone(),
             problem: "it has no timestamps".into(),

@@ -33,7 +33,7 @@ pub use features::{DeviceKind, Features, MatrixShape};
 #[doc(hidden)]
 pub use kernel::matmul::{matrix_constants, measure as measure_matmul};
 #[doc(hidden)]
-pub use kernel::matvec::measure as measure_matvec;
+pub use kernel::matvec::{measure as measure_matvec, measure_layer};
 #[doc(hidden)]
 pub use lab::{ffn::measure as measure_ffn, upload::measure as measure_upload};
 

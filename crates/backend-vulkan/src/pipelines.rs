@@ -212,14 +212,28 @@ fn stem(shader: &str) -> &str {
 /// Names of a shader's own constants, from number 2 on.
 fn constants(shader: &str) -> &'static [&'static str] {
     match stem(shader) {
-        "matvec" | "matvec_floats" => &["ROWS", "COLUMNS", "SPLIT", "EPILOGUE", "UNROLL"],
+        "matvec" | "matvec_floats" => &[
+            "ROWS",
+            "COLUMNS",
+            "SPLIT",
+            "EPILOGUE",
+            "UNROLL",
+            "ORDER",
+            "HALF_SCALES",
+            "TARGET_ORDER",
+            "TARGET_HALF_SCALES",
+            "LANES",
+        ],
         "matmul" => &["TILE_TOKENS", "TILE_OUTPUTS", "OWN"],
         "matmul_matrix" => &["TILE_TOKENS", "TILE_OUTPUTS", "STEP", "SUB_TOKENS", "SUB_OUTPUTS", "BUFFERS"],
-        "norm" => &["HELD", "ADDS", "WRITES_FLOATS", "WRITES_QUANTS"],
-        "attention_decode" => &["CACHE_WIDTH", "HEAD_DIM", "GROUP", "TEAM", "QUANTIZE", "STEP", "PREPARES", "EPSILON"],
+        "norm" => &["HELD", "ADDS", "WRITES_FLOATS", "WRITES_QUANTS", "ORDER"],
+        "attention_decode" => {
+            &["CACHE_WIDTH", "HEAD_DIM", "GROUP", "TEAM", "QUANTIZE", "STEP", "PREPARES", "EPSILON", "ORDER"]
+        }
         "attention_prefill" => &["CACHE_WIDTH", "HEAD_DIM", "GROUP", "HEADS", "UNROLL"],
         "attention_prefill_matrix" => &["CACHE_WIDTH", "HEAD_DIM", "GROUP", "HEADS", "COLUMN_GROUPS"],
         "head_prepare" => &["CACHE_WIDTH", "HEAD_DIM", "HEADS", "KV_HEADS"],
+        "quantize" => &["ORDER"],
         "cache_write" => &["CACHE_WIDTH"],
         "rope" => &["HALF"],
         _ => &[],

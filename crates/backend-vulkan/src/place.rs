@@ -8,7 +8,7 @@ use tensor::{BackendError, BufferId, BufferKind, DType, LoadOptions, MemoryUse, 
 use crate::kernel::cache_write::CacheShape;
 use crate::kernel::matvec::COLUMNS_MAX;
 use crate::kernel::to_half::Halves;
-use crate::kernel::{Quantized, View, pitch};
+use crate::kernel::{Arrangement, Quantized, View, pitch};
 use crate::layout::Weight;
 use crate::memory::{Arena, Slice};
 use crate::plan::{Form, Forms, Setting, Step};
@@ -45,7 +45,8 @@ impl Buffers {
         let forms: HashSet<(BufferId, Form)> = plans.values().flatten().flat_map(other_forms).collect();
         let mut buffers = Buffers { placed: Vec::new(), arena, used: MemoryUse::default() };
         for (index, buffer) in program.buffers().iter().enumerate() {
-            let has = |form| forms.contains(&(BufferId(index as u32), form));
+            let has =
+                |form: Form| forms.iter().any(|(other, found)| *other == BufferId(index as u32) && found.is_like(form));
             let placed = match buffer.kind {
                 BufferKind::Weight { dtype, rows, columns } => buffers.weight(dtype, rows, columns)?,
                 BufferKind::Scratch { rows, width } => {
@@ -53,7 +54,7 @@ impl Buffers {
                         Rows::Tokens => options.tokens_max,
                         Rows::Outputs => options.outputs_max,
                     };
-                    buffers.scratch(count, width, has(Form::Quants), has(Form::Halfs))?
+                    buffers.scratch(count, width, has(Form::Quants(Arrangement::default())), has(Form::Halfs))?
                 }
                 BufferKind::Cache { width, window } => {
                     let positions = cache_positions(window, options);
@@ -84,7 +85,7 @@ impl Buffers {
             true => {
                 let count = count.min(COLUMNS_MAX);
                 let values = take(count * width)?.address;
-                Some(Quantized { values, sums: take(count * width / 2)?.address })
+                Some(Quantized { values, sums: take(count * width / 2)?.address, ..Quantized::default() })
             }
             false => None,
         };
@@ -138,13 +139,13 @@ impl Buffers {
         }
     }
 
-    /// The 8-bit rows of activations.
+    /// The 8-bit rows of activations, arranged as a step of the plan says.
     ///
     /// # Panics
     /// If no plan has them.
-    pub(crate) fn quants(&self, id: BufferId) -> Quantized {
+    pub(crate) fn quants(&self, id: BufferId, arrangement: Arrangement) -> Quantized {
         match self.get(id) {
-            Placed::Scratch { quants: Some(quants), .. } => quants,
+            Placed::Scratch { quants: Some(quants), .. } => Quantized { arrangement, ..quants },
             other => unreachable!("no plan has quants of {other:?}"),
         }
     }
@@ -194,7 +195,7 @@ impl Buffers {
 
 /// The buffers of which a step reads or writes another form than f32.
 fn other_forms(step: &Step) -> Vec<(BufferId, Form)> {
-    let written = |buffer: BufferId, forms: &Forms| forms.quants.then_some((buffer, Form::Quants));
+    let written = |buffer: BufferId, forms: &Forms| forms.quants.map(|arrangement| (buffer, Form::Quants(arrangement)));
     let read = |buffer: BufferId, form: Form| (form != Form::Floats).then_some((buffer, form));
     match step {
         Step::Plain(_) | Step::HeadPrepare { .. } => vec![],

@@ -6,18 +6,25 @@
 
 use tensor::{BufferId, BufferKind, DType, Op, Precision, Program, Rows, Scalar};
 
-use crate::kernel::PADDING;
 use crate::kernel::matmul::PRODUCTS_MAX;
+use crate::kernel::{Arrangement, HalfOrder, PADDING};
 
 /// How products get their activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Form {
     /// f32 rows.
     Floats,
-    /// 8-bit integers with a scale per 32, for integer dot products.
-    Quants,
+    /// 8-bit integers with a scale per block, for integer dot products.
+    Quants(Arrangement),
     /// f16 rows with a scale each, for matrix instructions.
     Halfs,
+}
+
+impl Form {
+    /// Whether both are of one kind, however arranged.
+    pub(crate) fn is_like(self, other: Form) -> bool {
+        std::mem::discriminant(&self) == std::mem::discriminant(&other)
+    }
 }
 
 /// What decides the form.
@@ -33,6 +40,8 @@ pub(crate) struct Setting {
     pub(crate) few_tokens: bool,
     /// Whether output rows are.
     pub(crate) few_outputs: bool,
+    /// Whether there is at most one token, and at most one output row.
+    pub(crate) one: [bool; 2],
 }
 
 impl Setting {
@@ -43,11 +52,20 @@ impl Setting {
         }
     }
 
+    fn one(&self, rows: Rows) -> bool {
+        match rows {
+            Rows::Tokens => self.one[0],
+            Rows::Outputs => self.one[1],
+        }
+    }
+
     /// The form for a product with a weight.
     fn form(&self, rows: Rows, dtype: DType) -> Form {
         match (self.precision, self.few(rows)) {
             (Precision::F32, _) => Form::Floats,
-            (Precision::Fast, true) if self.integer_dot && dtype.block_len() > 1 => Form::Quants,
+            (Precision::Fast, true) if self.integer_dot && dtype.block_len() > 1 => {
+                Form::Quants(Arrangement { order: HalfOrder::of(dtype), half_scales: false })
+            }
             (Precision::Fast, false) if self.matrices && dtype != DType::F32 => Form::Halfs,
             (Precision::Fast, _) => Form::Floats,
         }
@@ -61,7 +79,7 @@ pub(crate) type Norm = (BufferId, Scalar);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Forms {
     pub(crate) floats: bool,
-    pub(crate) quants: bool,
+    pub(crate) quants: Option<Arrangement>,
 }
 
 /// The rope of queries and keys.
@@ -308,13 +326,22 @@ impl Planner<'_> {
         let mut done: Vec<Step> = Vec::new();
         for mut step in steps {
             for (buffer, form) in self.inputs(&step) {
-                if form == Form::Floats {
-                    if let Some(forms) = writer[buffer.index()].and_then(|index| forms_of(&mut done[index], buffer)) {
-                        forms.floats = true;
+                let known = fresh[buffer.index()].iter().find(|known| known.is_like(form)).copied();
+                let found = match (form, known) {
+                    (Form::Floats, _) => {
+                        let writer = writer[buffer.index()].and_then(|index| forms_of(&mut done[index], buffer));
+                        writer.into_iter().for_each(|forms| forms.floats = true);
+                        continue;
                     }
-                } else if !fresh[buffer.index()].contains(&form) {
-                    self.provide(&mut done, writer[buffer.index()], buffer, form);
-                    fresh[buffer.index()].push(form);
+                    (_, Some(found)) => found,
+                    (_, None) => {
+                        let made = self.provide(&mut done, writer[buffer.index()], buffer, form);
+                        fresh[buffer.index()].push(made);
+                        made
+                    }
+                };
+                if let Step::Linear { form, .. } | Step::GateUp { form, .. } = &mut step {
+                    *form = found;
                 }
             }
             for buffer in outputs(&step) {
@@ -329,20 +356,26 @@ impl Planner<'_> {
         done
     }
 
-    /// Lets the writer of a buffer write another form of it, or converts it.
-    fn provide(&self, done: &mut Vec<Step>, writer: Option<usize>, buffer: BufferId, form: Form) {
+    /// Lets the writer of a buffer write another form of it, or converts it. The form as it will be.
+    fn provide(&self, done: &mut Vec<Step>, writer: Option<usize>, buffer: BufferId, form: Form) -> Form {
         let whole_blocks = self.width(buffer).is_multiple_of(PADDING);
         if let Some(index) = writer {
-            let can = form == Form::Quants && whole_blocks && self.can_quantize(&done[index]);
+            let can = whole_blocks && self.can_quantize(&done[index]);
+            // One row goes faster in halves of blocks (`matvec.rs`); more of them cost their readers registers.
+            let half_scales = matches!(done[index], Step::GateUp { .. }) && self.setting.one(self.rows(buffer));
             if let Some(forms) = forms_of(&mut done[index], buffer) {
-                forms.quants |= can;
-                forms.floats |= !can;
-                if can {
-                    return;
+                if let Form::Quants(arrangement) = form
+                    && can
+                {
+                    let arrangement = Arrangement { half_scales, ..arrangement };
+                    forms.quants = Some(arrangement);
+                    return Form::Quants(arrangement);
                 }
+                forms.floats = true;
             }
         }
         done.push(Step::Convert { input: buffer, form });
+        form
     }
 
     /// Whether a step can write 8-bit integers.

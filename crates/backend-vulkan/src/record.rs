@@ -144,7 +144,7 @@ impl Recorder<'_> {
         Output {
             scale: self.scale(scale),
             floats: forms.floats.then(|| self.buffers.view(output)),
-            quantized: forms.quants.then(|| self.buffers.quants(output)),
+            quantized: forms.quants.map(|arrangement| self.buffers.quants(output, arrangement)),
         }
     }
 
@@ -194,8 +194,9 @@ impl Recorder<'_> {
         match form {
             Form::Floats => vec![],
             _ if rows == 0 => vec![],
-            Form::Quants => {
-                vec![quantize::quantize(self.features, self.buffers.view(input), self.buffers.quants(input), rows)]
+            Form::Quants(arrangement) => {
+                let (view, quants) = (self.buffers.view(input), self.buffers.quants(input, arrangement));
+                vec![quantize::quantize(self.features, view, quants, rows)]
             }
             Form::Halfs => {
                 vec![to_half::to_half(self.features, self.buffers.view(input), self.buffers.halfs(input), rows)]
@@ -205,7 +206,7 @@ impl Recorder<'_> {
 
     fn input(&self, input: BufferId, form: Form) -> Input {
         match form {
-            Form::Quants => Input::Quantized(self.buffers.quants(input)),
+            Form::Quants(arrangement) => Input::Quantized(self.buffers.quants(input, arrangement)),
             Form::Floats | Form::Halfs => Input::Floats(self.buffers.view(input)),
         }
     }
@@ -226,7 +227,7 @@ impl Recorder<'_> {
             Form::Floats if rows > COLUMNS_MAX => {
                 vec![matmul(self.features, &parts, self.buffers.view(input), rows)]
             }
-            Form::Floats | Form::Quants => {
+            Form::Floats | Form::Quants(_) => {
                 let all = parts.iter().map(|(weight, _)| weight.rows).sum();
                 let weight = parts[0].0;
                 let tiling = tiling(self.features, weight.dtype, all, weight.units(), rows);
@@ -252,11 +253,11 @@ impl Recorder<'_> {
         let dtype = gate.dtype;
         // With many columns a workgroup of whole blocks does not fit AMD's registers.
         let shares = forms.floats || rows > 4 && self.features.subgroup_range == (32, 64);
-        let (target, tiling) = match (forms.quants, shares) {
-            (false, _) => (Gated::Floats(floats), shared_tiling(self.features, rows)),
-            (true, false) => (Gated::Quantized(self.buffers.quants(output)), gated_tiling(self.features, dtype)),
-            (true, true) => {
-                let quantized = self.buffers.quants(output);
+        let quantized = forms.quants.map(|arrangement| self.buffers.quants(output, arrangement));
+        let (target, tiling) = match (quantized, shares) {
+            (None, _) => (Gated::Floats(floats), shared_tiling(self.features, rows)),
+            (Some(quantized), false) => (Gated::Quantized(quantized), gated_tiling(self.features, dtype, rows)),
+            (Some(quantized), true) => {
                 let target = Gated::Shared { quantized, floats, arrivals: self.batch.arrivals };
                 (target, shared_tiling(self.features, rows))
             }
@@ -307,7 +308,7 @@ impl Recorder<'_> {
         let shape = attention_shape(self.buffers, op);
         let Counts { tokens, single, .. } = self.counts;
         let plan = single.then(|| Decode::new(self.features, &shape, tokens, self.context)).flatten()?;
-        let quantized = forms.quants.then(|| self.buffers.quants(op.writes()));
+        let quantized = forms.quants.map(|arrangement| self.buffers.quants(op.writes(), arrangement));
         let (addresses, rows) = (self.addresses(op), (self.batch.tokens, tokens));
         Some(decode(self.features, (&plan, &shape), &addresses, rows, self.scratch, quantized, prepare))
     }
@@ -323,7 +324,8 @@ impl Recorder<'_> {
             self.matrices.then(|| prefill_matrix(self.features, &shape, &addresses, tile_table, tiles, tokens));
         let attention =
             matrix.flatten().unwrap_or_else(|| prefill(self.features, &shape, &addresses, tile_table, tiles, tokens));
-        let quantize = forms.quants.then(|| self.convert(op.writes(), Form::Quants)).into_iter().flatten();
+        let quants = forms.quants.map(|arrangement| self.convert(op.writes(), Form::Quants(arrangement)));
+        let quantize = quants.into_iter().flatten();
         std::iter::once(attention).chain(quantize).collect()
     }
 }

@@ -65,12 +65,13 @@ fn setting(context: &Context, options: &LoadOptions, tokens: usize, outputs: usi
         matrices: path(context.features(), options.precision, DType::F16) == Path::Matrix,
         few_tokens: tokens <= COLUMNS_MAX,
         few_outputs: outputs <= COLUMNS_MAX,
+        one: [tokens <= 1, outputs <= 1],
     }
 }
 
 /// Every setting that passes can have.
 fn settings(context: &Context, options: &LoadOptions) -> Vec<Setting> {
-    let counts = |most: usize| [1, most].into_iter();
+    let counts = |most: usize| [1, 2.min(most), most].into_iter();
     counts(options.tokens_max)
         .flat_map(|tokens| counts(options.outputs_max).map(move |outputs| (tokens, outputs)))
         .map(|(tokens, outputs)| setting(context, options, tokens, outputs))

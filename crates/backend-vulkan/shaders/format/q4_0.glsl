@@ -2,21 +2,22 @@
 #define HALVES 2
 #define ONE_SCALE
 #define UNITS_PER_BLOCK 1
+#define UNIT_ORDER 0
 
 struct Raw {
     uvec4 quants;
-    float scale;
+    float16_t scale;
 };
 
 uint half_index(uint unit, uint k) { return 2 * unit + k; }
 
 Raw load_raw(Uvec4s weight, uint row, uint pitch, uint units, uint unit) {
     const uint start = row * pitch;
-    return Raw(weight.at[start + unit], float(Halfs(weight).at[8 * (start + units) + unit]));
+    return Raw(weight.at[start + unit], Halfs(weight).at[8 * (start + units) + unit]);
 }
 
 void decode_half(Raw raw, uint k, out uvec4 quants, out float scale, out float offset) {
     quants = (raw.quants >> (4 * k)) & 0x0f0f0f0fu;
-    scale = raw.scale;
-    offset = -8.0 * raw.scale;
+    scale = float(raw.scale);
+    offset = -8.0 * scale;
 }

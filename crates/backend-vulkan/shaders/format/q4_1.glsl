@@ -2,21 +2,23 @@
 #define HALVES 2
 #define ONE_SCALE
 #define UNITS_PER_BLOCK 1
+#define UNIT_ORDER 0
 
 struct Raw {
     uvec4 quants;
-    vec2 scale;
+    uint scale;
 };
 
 uint half_index(uint unit, uint k) { return 2 * unit + k; }
 
 Raw load_raw(Uvec4s weight, uint row, uint pitch, uint units, uint unit) {
     const uint start = row * pitch;
-    return Raw(weight.at[start + unit], unpackHalf2x16(Uints(weight).at[4 * (start + units) + unit]));
+    return Raw(weight.at[start + unit], Uints(weight).at[4 * (start + units) + unit]);
 }
 
 void decode_half(Raw raw, uint k, out uvec4 quants, out float scale, out float offset) {
     quants = (raw.quants >> (4 * k)) & 0x0f0f0f0fu;
-    scale = raw.scale.x;
-    offset = raw.scale.y;
+    const vec2 both = unpackHalf2x16(raw.scale);
+    scale = both.x;
+    offset = both.y;
 }

@@ -3,11 +3,12 @@
 // A unit is 32 bytes of values: 64 consecutive weights, two groups.
 #define HALVES 4
 #define UNITS_PER_BLOCK 4
+#define UNIT_ORDER 1
 
 struct Raw {
     uvec4 values[2];
     uint groups; // scale and minimum of the first group, then of the second
-    vec2 block;
+    uint block;  // its scale and minimum
 };
 
 uint half_index(uint unit, uint k) { return 4 * unit + k; }
@@ -18,13 +19,14 @@ Raw load_raw(Uvec4s weight, uint row, uint pitch, uint units, uint unit) {
     raw.values[0] = weight.at[start + 2 * unit];
     raw.values[1] = weight.at[start + 2 * unit + 1];
     raw.groups = Uints(weight).at[4 * start + 8 * units + unit];
-    raw.block = unpackHalf2x16(Uints(weight).at[4 * start + 9 * units + unit / 4]);
+    raw.block = Uints(weight).at[4 * start + 9 * units + unit / 4];
     return raw;
 }
 
 void decode_half(Raw raw, uint k, out uvec4 quants, out float scale, out float offset) {
     // No index that a compiler may not know: that would put the array into memory.
     quants = ((k % 2 == 0 ? raw.values[0] : raw.values[1]) >> (4 * (k / 2))) & 0x0f0f0f0fu;
-    scale = raw.block.x * float(byte_of(raw.groups, 2 * (k / 2)));
-    offset = -raw.block.y * float(byte_of(raw.groups, 2 * (k / 2) + 1));
+    const vec2 block = unpackHalf2x16(raw.block);
+    scale = block.x * float(byte_of(raw.groups, 2 * (k / 2)));
+    offset = -block.y * float(byte_of(raw.groups, 2 * (k / 2) + 1));
 }

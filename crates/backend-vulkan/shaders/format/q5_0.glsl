@@ -2,11 +2,12 @@
 #define HALVES 2
 #define ONE_SCALE
 #define UNITS_PER_BLOCK 1
+#define UNIT_ORDER 0
 
 struct Raw {
     uvec4 low;
     uint high;
-    float scale;
+    float16_t scale;
 };
 
 uint half_index(uint unit, uint k) { return 2 * unit + k; }
@@ -16,12 +17,12 @@ Raw load_raw(Uvec4s weight, uint row, uint pitch, uint units, uint unit) {
     return Raw(
         weight.at[start + unit],
         Uints(weight).at[4 * (start + units) + unit],
-        float(Halfs(weight).at[8 * start + 10 * units + unit])
+        Halfs(weight).at[8 * start + 10 * units + unit]
     );
 }
 
 void decode_half(Raw raw, uint k, out uvec4 quants, out float scale, out float offset) {
     quants = ((raw.low >> (4 * k)) & 0x0f0f0f0fu) | (spread16(raw.high >> (16 * k)) << 4);
-    scale = raw.scale;
-    offset = -16.0 * raw.scale;
+    scale = float(raw.scale);
+    offset = -16.0 * scale;
 }

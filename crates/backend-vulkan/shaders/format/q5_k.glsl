@@ -4,6 +4,7 @@
 // A unit is 32 bytes of low bits: 64 consecutive weights, two groups.
 #define HALVES 4
 #define UNITS_PER_BLOCK 4
+#define UNIT_ORDER 1
 
 struct Raw {
     uvec4 low[2];

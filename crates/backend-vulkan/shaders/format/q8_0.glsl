@@ -3,10 +3,11 @@
 #define ONE_SCALE
 #define QUANTS_SIGNED
 #define UNITS_PER_BLOCK 1
+#define UNIT_ORDER 0
 
 struct Raw {
     uvec4 quants[2];
-    float scale;
+    float16_t scale;
 };
 
 uint half_index(uint unit, uint k) { return 2 * unit + k; }
@@ -16,12 +17,12 @@ Raw load_raw(Uvec4s weight, uint row, uint pitch, uint units, uint unit) {
     Raw raw;
     raw.quants[0] = weight.at[start + 2 * unit];
     raw.quants[1] = weight.at[start + 2 * unit + 1];
-    raw.scale = float(Halfs(weight).at[8 * (start + 2 * units) + unit]);
+    raw.scale = Halfs(weight).at[8 * (start + 2 * units) + unit];
     return raw;
 }
 
 void decode_half(Raw raw, uint k, out uvec4 quants, out float scale, out float offset) {
     quants = raw.quants[k];
-    scale = raw.scale;
+    scale = float(raw.scale);
     offset = 0.0;
 }

@@ -19,6 +19,8 @@ pub(crate) mod sample;
 pub(crate) mod select_outputs;
 pub(crate) mod to_half;
 
+use tensor::DType;
+
 use crate::features::Features;
 use crate::pipeline::Kernel;
 
@@ -46,13 +48,52 @@ impl View {
     }
 }
 
+/// The order of the halves of blocks in a row of 8-bit activations (`shaders/quantize.glsl`): that in which products
+/// with weights of certain formats take them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum HalfOrder {
+    /// For units of two consecutive halves.
+    #[default]
+    Pairs,
+    /// For units of four.
+    Fours,
+    /// For those of Q6_K.
+    SixBits,
+    /// For those of Q2_K and Q3_K.
+    TwoBits,
+}
+
+impl HalfOrder {
+    /// The order for weights of a format.
+    pub(crate) fn of(dtype: DType) -> HalfOrder {
+        match dtype {
+            DType::F32 | DType::F16 | DType::BF16 => HalfOrder::Pairs,
+            DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 | DType::Q8_0 => HalfOrder::Pairs,
+            DType::Q4_K | DType::Q5_K => HalfOrder::Fours,
+            DType::Q6_K => HalfOrder::SixBits,
+            DType::Q2_K | DType::Q3_K => HalfOrder::TwoBits,
+        }
+    }
+}
+
+/// How a row of 8-bit activations is arranged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Arrangement {
+    /// Where its halves of blocks lie.
+    pub(crate) order: HalfOrder,
+    /// Whether each half has a scale of its own.
+    pub(crate) half_scales: bool,
+}
+
 /// Activations as 8-bit integers with a scale per block of 32 (`shaders/quantize.glsl`): `[rows, width]`, not padded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Quantized {
     /// Address of the integers.
     pub(crate) values: u64,
     /// Address of the scales and sums.
     pub(crate) sums: u64,
+    /// How its rows are arranged.
+    pub(crate) arrangement: Arrangement,
 }
 
 /// A kernel with the device's usual subgroups and workgroups of about 256.

@@ -27,8 +27,8 @@ pub(crate) struct Output {
 /// Where the arguments for [`touch`] stand.
 const AHEAD: usize = 7 * size_of::<u64>();
 
-/// Workgroups that touch: several, because each multiprocessor waits for its own translations.
-const TOUCHING: u32 = 8;
+/// Workgroups that touch all pages: several, because parts of the device have translations of their own.
+const TOUCHING: u32 = 32;
 
 /// Bytes from one touch to the next, as in the shader.
 const STRIDE: u64 = 2 << 20;
@@ -57,7 +57,8 @@ pub(crate) fn norm(
     let workgroup = (fours as u32).next_multiple_of(features.subgroup.max(32)).min(most).max(features.subgroup);
     let held = (fours as u32).div_ceil(workgroup);
     let flags = [update.is_some(), floats.is_some(), quantized.is_some()].map(u32::from);
-    let mut kernel = kernel(features, "norm", [&[held], &flags[..]].concat());
+    let order = quantized.map_or(0, |quantized| quantized.arrangement.order as u32);
+    let mut kernel = kernel(features, "norm", [&[held], &flags[..], &[order]].concat());
     kernel.workgroup = workgroup;
     let none = (View { address: 0, width: 0 }, Scale { weight: 0, epsilon: 1.0 });
     let (from, first) = update.unwrap_or(none);

@@ -6,7 +6,7 @@ use crate::features::Features;
 
 /// Rounds rows of a width that is a multiple of 32.
 pub(crate) fn quantize(features: &Features, input: View, output: Quantized, rows: usize) -> Dispatch {
-    let kernel = kernel(features, "quantize", vec![]);
+    let kernel = kernel(features, "quantize", vec![output.arrangement.order as u32]);
     let fours = input.width / 4;
     let push = Push::default().address(input.address).address(output.values).address(output.sums).number(fours);
     Dispatch {
@@ -57,10 +57,18 @@ pub(super) mod tests {
         let input = View { address: lab.upload(bytemuck::cast_slice(values)).unwrap().address, width };
         let quants = lab.upload(&vec![0x5a; width]).unwrap();
         let sums = lab.upload(&vec![0x5a; width / 2]).unwrap();
-        let output = Quantized { values: quants.address, sums: sums.address };
+        let output = Quantized { values: quants.address, sums: sums.address, ..Quantized::default() };
         lab.run(&[quantize(lab.features(), input, output, 1)]).unwrap();
         let (quants, sums) = (lab.download(quants, width).unwrap(), lab.download(sums, width / 2).unwrap());
-        (bytemuck::cast_slice(&quants).to_vec(), bytemuck::cast_slice(&sums).to_vec())
+        in_order(bytemuck::cast_slice(&quants), bytemuck::cast_slice(&sums))
+    }
+
+    /// A row with its halves in the order of its elements again, from that of units of two halves.
+    pub(in crate::kernel) fn in_order(quants: &[i8], sums: &[[f32; 2]]) -> (Vec<i8>, Vec<[f32; 2]>) {
+        let halves = sums.len();
+        let places: Vec<usize> = (0..halves).map(|half| half % 2 * (halves / 2) + half / 2).collect();
+        let quants = places.iter().flat_map(|&place| &quants[16 * place..][..16]).copied().collect();
+        (quants, places.iter().map(|&place| sums[place]).collect())
     }
 
     #[test]

@@ -121,7 +121,8 @@ pub(crate) fn decode(
     let Scratch { counters, partial } = scratch;
     let push = Push::default().address(a.query).address(a.keys).address(a.values).address(a.output).address(tokens);
     let push = push.address(counters).address(partial);
-    let Quantized { values, sums } = quantized.unwrap_or(Quantized { values: 0, sums: 0 });
+    let Quantized { values, sums, arrangement } = quantized.unwrap_or_default();
+    kernel.constants.push(arrangement.order as u32);
     let raw = raw_heads(shape, a, prepare);
     let push = raw.into_iter().fold(push.address(values).address(sums), Push::address);
     let push = push.number(shape.pitch()).number(shape.ring);
@@ -170,7 +171,7 @@ mod tests {
     use crate::kernel::attention::testing::{Random, rows, token_table, unpad};
     use crate::kernel::cache_write::cache_write;
     use crate::kernel::head_prepare::head_prepare;
-    use crate::kernel::quantize::tests::check;
+    use crate::kernel::quantize::tests::{check, in_order};
     use crate::kernel::rope::{RopeAddresses, RopeTables};
     use crate::lab::Lab;
     use crate::memory::Slice;
@@ -211,7 +212,7 @@ mod tests {
         let width = shape.heads * shape.head_dim;
         let values = lab.upload(&vec![0; rows * width]).unwrap();
         let meta = lab.upload(&vec![0; rows * width / 16 * 8]).unwrap();
-        let quantized = Some(Quantized { values: values.address, sums: meta.address });
+        let quantized = Some(Quantized { values: values.address, sums: meta.address, ..Quantized::default() });
         let dispatch =
             decode(lab.features(), (&plan, shape), &experiment.addresses, (tokens, rows), scratch, quantized, None);
         lab.run(&[dispatch]).unwrap();
@@ -219,7 +220,12 @@ mod tests {
         let output = experiment.output(&mut lab);
         let values = lab.download(values, rows * width).unwrap();
         let meta = lab.download(meta, rows * width / 16 * 8).unwrap();
-        check(&output, bytemuck::cast_slice(&values), bytemuck::cast_slice(&meta));
+        let (values, meta): (&[i8], &[[f32; 2]]) = (bytemuck::cast_slice(&values), bytemuck::cast_slice(&meta));
+        let rows = output.chunks(width).zip(values.chunks(width)).zip(meta.chunks(width / 16));
+        for ((output, values), meta) in rows {
+            let (values, meta) = in_order(values, meta);
+            check(output, &values, &meta);
+        }
     }
 
     /// Heads of queries, heads of keys, size of a head, window, format of the caches.

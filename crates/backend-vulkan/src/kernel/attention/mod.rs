@@ -152,7 +152,7 @@ mod tests {
         };
         let addresses = Addresses { query: 0, keys: 0, values: 0, output: 0 };
         let plan = Decode::new(features, shape, 1, 8192).expect("a fast path");
-        let quantized = Some(crate::kernel::Quantized { values: 0, sums: 0 });
+        let quantized = Some(crate::kernel::Quantized::default());
         let scratch = Scratch { counters: 0, partial: 0 };
         let mut dispatches = vec![
             rope(features, query, shape.head_dim, tables, 0, 1),

@@ -7,7 +7,7 @@ use tensor::{BackendError, DType};
 use super::{Gated, Input, Tiling, gate_up, matvec};
 use crate::dispatch::Dispatch;
 use crate::kernel::norm::{Output, Scale, norm};
-use crate::kernel::{Quantized, View, add, pitch};
+use crate::kernel::{Arrangement, HalfOrder, Quantized, View, add, pitch};
 use crate::lab::Lab;
 use crate::layout::Weight;
 
@@ -27,52 +27,37 @@ const SHAPES: [(&str, usize, &[usize], bool); 9] = [
     ("1b down", 6912, &[1152], false),
 ];
 
-const fn tiling(rows: u32, split: u32, subgroups: u32, unroll: u32) -> Tiling {
-    Tiling { rows, split, subgroups, unroll }
+const fn tiling(rows: u32, abreast: u32, split: u32, subgroups: u32, unroll: u32) -> Tiling {
+    Tiling { rows, split, subgroups, unroll, abreast }
 }
 
 /// Tilings worth a try.
-const TILINGS: [Tiling; 22] = [
-    tiling(1, 1, 8, 1),
-    tiling(2, 1, 8, 1),
-    tiling(4, 1, 8, 1),
-    tiling(1, 1, 8, 2),
-    tiling(2, 1, 8, 2),
-    tiling(4, 1, 8, 2),
-    tiling(1, 1, 4, 1),
-    tiling(2, 1, 4, 1),
-    tiling(2, 1, 4, 2),
-    tiling(4, 1, 4, 2),
-    tiling(1, 1, 4, 4),
-    tiling(2, 1, 4, 4),
-    tiling(1, 2, 8, 1),
-    tiling(2, 2, 8, 1),
-    tiling(1, 4, 8, 1),
-    tiling(2, 4, 8, 1),
-    tiling(1, 8, 8, 1),
-    tiling(2, 8, 8, 1),
-    tiling(2, 4, 4, 2),
-    tiling(2, 4, 4, 4),
-    tiling(1, 2, 2, 2),
-    tiling(2, 1, 1, 2),
+const TILINGS: [Tiling; 14] = [
+    tiling(2, 4, 4, 4, 1),
+    tiling(2, 2, 2, 2, 1),
+    tiling(2, 2, 2, 8, 1),
+    tiling(2, 2, 8, 8, 1),
+    tiling(2, 2, 16, 16, 1),
+    tiling(2, 1, 8, 8, 1),
+    tiling(2, 1, 16, 16, 1),
+    tiling(4, 1, 1, 2, 1),
+    tiling(4, 1, 2, 2, 1),
+    tiling(4, 1, 2, 4, 1),
+    tiling(4, 1, 8, 8, 1),
+    tiling(3, 1, 1, 2, 1),
+    tiling(3, 1, 4, 4, 1),
+    tiling(4, 1, 1, 3, 1),
 ];
 
 /// Tilings for gate and up: 32 rows a workgroup, or multiples.
-const GATED: [Tiling; 14] = [
-    tiling(4, 1, 8, 1),
-    tiling(4, 1, 8, 2),
-    tiling(2, 1, 16, 1),
-    tiling(2, 1, 16, 2),
-    tiling(1, 1, 32, 1),
-    tiling(1, 1, 32, 2),
-    tiling(8, 1, 4, 1),
-    tiling(4, 2, 16, 1),
-    tiling(2, 2, 32, 1),
-    tiling(1, 1, 4, 1),
-    tiling(2, 1, 4, 1),
-    tiling(1, 1, 8, 1),
-    tiling(2, 1, 8, 1),
-    tiling(1, 1, 4, 2),
+const GATED: [Tiling; 7] = [
+    tiling(2, 2, 1, 8, 1),
+    tiling(2, 2, 2, 16, 1),
+    tiling(2, 4, 1, 4, 1),
+    tiling(2, 1, 1, 16, 1),
+    tiling(4, 1, 1, 8, 1),
+    tiling(4, 2, 1, 4, 1),
+    tiling(1, 2, 1, 16, 1),
 ];
 
 /// A lab with activations.
@@ -120,10 +105,11 @@ impl Bench<'_> {
                                 (weight, View { width: rows, ..self.output })
                             })
                             .collect();
-                        let input = Input::Quantized(self.input);
+                        let arrangement = Arrangement { order: HalfOrder::of(dtype), half_scales: false };
+                        let input = Input::Quantized(Quantized { arrangement, ..self.input });
                         let features = self.lab.features();
                         if gated {
-                            let whole = (tiling.rows * tiling.subgroups / tiling.split).is_multiple_of(32);
+                            let whole = tiling.group_rows().is_multiple_of(32);
                             let shared =
                                 Gated::Shared { quantized: self.quants, floats: self.output, arrivals: self.arrivals };
                             let target = if whole { Gated::Quantized(self.quants) } else { shared };
@@ -132,8 +118,8 @@ impl Bench<'_> {
                         matvec(features, &parts, input, columns, tiling)
                     })
                     .collect();
-                let Tiling { rows, split, subgroups, unroll } = tiling;
-                let name = format!("{name} {dtype}×{columns} {rows} {split} {subgroups} {unroll}");
+                let Tiling { rows, split, subgroups, unroll, abreast } = tiling;
+                let name = format!("{name} {dtype}×{columns} {rows}·{abreast} {split} {subgroups} {unroll}");
                 self.line(&name, &dispatches, out)?;
             }
         }
@@ -163,14 +149,14 @@ pub fn measure(index: Option<usize>, out: &mut dyn Write) -> Result<(), BackendE
     let mut lab = Lab::open(index)?;
     let _ = writeln!(out, "{:?}", lab.features());
     let values = lab.allocate(1 << 20)?;
-    let quants = Quantized { values, sums: values + (1 << 19) };
+    let quants = Quantized { values, sums: values + (1 << 19), ..Quantized::default() };
     let output = View { address: lab.allocate(8 * 4 * pitch(262_208) + (2 << 20))?, width: 1 };
-    let input = Quantized { values: lab.allocate(1 << 20)?, sums: lab.allocate(1 << 20)? };
+    let input = Quantized { values: lab.allocate(1 << 20)?, sums: lab.allocate(1 << 20)?, ..Quantized::default() };
     let arrivals = lab.upload(&[0; 1 << 14])?.address;
     let output = View { width: 21504, ..output };
     let mut bench = Bench { lab: &mut lab, input, output, quants, arrivals };
     bench.norms(out)?;
-    for (dtype, columns) in [(DType::Q4_0, 1), (DType::Q4_K, 1), (DType::Q4_0, 4), (DType::Q4_0, 8)] {
+    for (dtype, columns) in [(DType::Q4_0, 8), (DType::Q4_K, 8), (DType::Q4_0, 4)] {
         bench.products(dtype, columns, out)?;
     }
     Ok(())

@@ -1,10 +1,12 @@
 //! Products of matrices with one to eight columns: decoding, where the weights' bytes are all that counts.
 
 mod measure;
+mod measure_layer;
 
 pub use measure::measure;
+pub use measure_layer::measure_layer;
 
-use super::{Quantized, View, kernel};
+use super::{Arrangement, Quantized, View, kernel};
 use tensor::DType;
 
 use crate::dispatch::{Dispatch, Push};
@@ -52,11 +54,13 @@ pub(crate) struct Tiling {
     pub(crate) subgroups: u32,
     /// Units that a lane loads before it multiplies the first of them.
     pub(crate) unroll: u32,
+    /// Rows side by side in a subgroup: its lanes divided by those at a row.
+    pub(crate) abreast: u32,
 }
 
 impl Tiling {
     fn group_rows(self) -> usize {
-        (self.rows * self.subgroups / self.split) as usize
+        (self.rows * self.abreast * self.subgroups / self.split) as usize
     }
 }
 
@@ -68,15 +72,19 @@ pub(crate) fn tiling(features: &Features, dtype: DType, rows: usize, units: usiz
     // Subgroups that a large card holds at once.
     const WANTED: usize = 4096;
     let subgroups = (128 / features.subgroup).clamp(1, 4);
+    let is_long = units >= 8 * features.subgroup as usize;
     if columns > 1 {
-        let tiling = Tiling { rows: if rows >= 4 * WANTED { 4 } else { 2 }, split: 1, subgroups, unroll: 1 };
-        return tiling;
+        return match (is_long, columns > 4) {
+            (true, true) => Tiling { rows: 4, split: 1, subgroups: subgroups.min(2), unroll: 1, abreast: 1 },
+            (true, false) => Tiling { rows: 4, split: 8, subgroups: 8, unroll: 1, abreast: abreast(features, 2) },
+            (false, _) => Tiling { rows: 2, split: 4, subgroups: 4, unroll: 1, abreast: abreast(features, 4) },
+        };
     }
     if rows >= WANTED {
-        return match (is_costly(dtype), units >= 8 * features.subgroup as usize) {
-            (false, false) => Tiling { rows: 1, split: 1, subgroups, unroll: 1 },
-            (false, true) => Tiling { rows: 2, split: 1, subgroups: 1, unroll: 2 },
-            (true, _) => Tiling { rows: 2, split: 1, subgroups, unroll: 2 },
+        return match (is_costly(dtype), is_long) {
+            (false, false) => Tiling { rows: 1, split: 1, subgroups, unroll: 1, abreast: 1 },
+            (_, true) => Tiling { rows: 2, split: 1, subgroups: 1, unroll: 2, abreast: 1 },
+            (true, false) => Tiling { rows: 2, split: 1, subgroups: subgroups.min(2), unroll: 1, abreast: 1 },
         };
     }
     let mut split = 1;
@@ -84,20 +92,30 @@ pub(crate) fn tiling(features: &Features, dtype: DType, rows: usize, units: usiz
     {
         split *= 2;
     }
-    Tiling { rows: 1, split, subgroups: subgroups.max(split), unroll: 1 }
+    Tiling { rows: 1, split, subgroups: subgroups.max(split), unroll: 1, abreast: 1 }
 }
 
-/// The tiling for gate and up whose rows are whole blocks of 32 for a workgroup, so that it can quantize them.
-pub(crate) fn gated_tiling(features: &Features, dtype: DType) -> Tiling {
+/// Rows side by side in a subgroup for products with several columns: these load many activations, and lanes of
+/// different rows load the same ones. `wanted` of them, with four lanes or more each.
+fn abreast(features: &Features, wanted: u32) -> u32 {
+    (features.subgroup / 4).clamp(1, wanted)
+}
+
+/// The tiling for gate and up whose rows are whole blocks for a workgroup, or halves of them for one column, so that it
+/// can quantize them.
+pub(crate) fn gated_tiling(features: &Features, dtype: DType, columns: usize) -> Tiling {
+    if columns > 1 {
+        let (wanted, unroll) = if columns > 4 { (2, 1) } else { (4, 2) };
+        let abreast = abreast(features, wanted);
+        return Tiling { rows: 2, split: 1, subgroups: 16 / abreast, unroll, abreast };
+    }
     // On AMD more than two rows of both matrices take registers that other subgroups of the SIMD need
     // (`docs/vulkan-gfx1103.md`).
-    let lanes = match (features.subgroup_range == (32, 64), is_costly(dtype)) {
-        (true, _) => 16 * features.subgroup,
-        (false, true) => 256,
-        (false, false) => 512,
-    };
-    let subgroups = (lanes / features.subgroup).clamp(1, 32).min(features.workgroup_max / features.subgroup);
-    Tiling { rows: 32u32.div_ceil(subgroups), split: 1, subgroups, unroll: 1 }
+    let amd = features.subgroup_range == (32, 64);
+    let lanes = if amd { 8 * features.subgroup } else { 256 };
+    let subgroups = (lanes / features.subgroup).clamp(1, 16).min(features.workgroup_max / features.subgroup);
+    let unroll = if is_costly(dtype) && !amd { 2 } else { 1 };
+    Tiling { rows: 16u32.div_ceil(subgroups), split: 1, subgroups, unroll, abreast: 1 }
 }
 
 /// Whether a unit's scales take more work than its quants, so that a lane better has several rows at hand.
@@ -108,7 +126,7 @@ fn is_costly(dtype: DType) -> bool {
 /// The tiling for gate and up where workgroups share blocks.
 pub(crate) fn shared_tiling(features: &Features, columns: usize) -> Tiling {
     let subgroups = (128 / features.subgroup).clamp(1, 4);
-    Tiling { rows: if columns > 1 { 2 } else { 1 }, split: 1, subgroups, unroll: 1 }
+    Tiling { rows: if columns > 1 { 2 } else { 1 }, split: 1, subgroups, unroll: 1, abreast: 1 }
 }
 
 /// Multiplies up to three matrices of one format and width, each with its output, by the same input of `columns` rows.
@@ -125,7 +143,7 @@ pub(crate) fn matvec(
     let weights: Vec<Weight> = parts.iter().map(|(weight, _)| *weight).collect();
     Dispatch {
         groups: [groups as u32, 1, 1],
-        kernel: shader(features, &weights[0], input, columns, tiling, 0),
+        kernel: shader(features, &weights[0], input, columns, tiling, (0, Arrangement::default())),
         push: push(&weights, &outputs, (0, 0), input),
         reads: vec![input.address()],
         writes: outputs.iter().map(|(address, _)| *address).collect(),
@@ -147,6 +165,10 @@ pub(crate) fn gate_up(
     tiling: Tiling,
 ) -> Dispatch {
     let integers = |quantized: Quantized| (quantized.values, gate.rows);
+    let target = match output {
+        Gated::Floats(_) => Arrangement::default(),
+        Gated::Quantized(quantized) | Gated::Shared { quantized, .. } => quantized.arrangement,
+    };
     let (epilogue, targets, sums, arrivals) = match output {
         Gated::Floats(view) => (1, vec![(view.address, view.pitch())], 0, 0),
         Gated::Quantized(quantized) => (2, vec![integers(quantized)], quantized.sums, 0),
@@ -158,7 +180,7 @@ pub(crate) fn gate_up(
     let weights = [gate, up];
     Dispatch {
         groups: [gate.rows.div_ceil(tiling.group_rows()) as u32, 1, 1],
-        kernel: shader(features, &gate, input, columns, tiling, epilogue),
+        kernel: shader(features, &gate, input, columns, tiling, (epilogue, target)),
         push: push(&weights, &targets, (sums, arrivals), input),
         reads: vec![input.address()],
         writes: targets.iter().map(|(address, _)| *address).collect(),
@@ -185,14 +207,23 @@ fn shader(
     input: Input,
     columns: usize,
     tiling: Tiling,
-    epilogue: u32,
+    (epilogue, target): (u32, Arrangement),
 ) -> crate::pipeline::Kernel {
     let name = match (input, weight.dtype.block_len()) {
         (_, 1) => format!("matvec_floats.{}", weight.dtype),
         (Input::Floats(_), _) => format!("matvec.{}.f32", weight.dtype),
         (Input::Quantized(_), _) => format!("matvec.{}.int8", weight.dtype),
     };
-    let mut kernel = kernel(features, name, vec![tiling.rows, columns as u32, tiling.split, epilogue, tiling.unroll]);
+    let mut constants = vec![tiling.rows, columns as u32, tiling.split, epilogue, tiling.unroll];
+    let input = match input {
+        Input::Floats(_) => Arrangement::default(),
+        Input::Quantized(quantized) => quantized.arrangement,
+    };
+    for Arrangement { order, half_scales } in [input, target] {
+        constants.extend([order as u32, u32::from(half_scales)]);
+    }
+    constants.push(features.subgroup / tiling.abreast);
+    let mut kernel = kernel(features, name, constants);
     kernel.workgroup = tiling.subgroups * kernel.subgroup;
     kernel
 }
