@@ -1,6 +1,6 @@
 //! [`tensor::Op::Linear`], in every format.
 
-use tensor::{DType, Op, Precision, Rows};
+use tensor::{BufferId, DType, Op, Precision, Rows, Scalar};
 
 use crate::bound::{UNIT, UNIT_BF16, sum_of_roundings, sum_roundings};
 use crate::setup::{Outputs, PRECISIONS, Setup, Values};
@@ -21,6 +21,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "linear/q5_k", work: Work::Compare(|visit| run(DType::Q5_K, visit)) },
     Case { name: "linear/q6_k", work: Work::Compare(|visit| run(DType::Q6_K, visit)) },
     Case { name: "linear/tall", work: Work::Compare(tall) },
+    Case { name: "linear/mixed", work: Work::Compare(mixed) },
 ];
 
 /// Columns that share a scale when activations are rounded to 8 bits.
@@ -145,6 +146,40 @@ fn large(dtype: DType, visit: Visit<'_>) -> Result<(), Failure> {
     setup.read(output);
     setup.passes_of(&[1, 4, 34]);
     visit(&setup.finish(format!("linear {dtype} {SHAPE:?}"), PRECISIONS))
+}
+
+/// Weights of several formats that multiply the same activations: what a norm gives, and what gate and up give. A
+/// backend may arrange these for the format that comes first.
+fn mixed(visit: Visit<'_>) -> Result<(), Failure> {
+    const FORMATS: [DType; 5] = [DType::Q4_0, DType::Q4_K, DType::Q6_K, DType::Q2_K, DType::Q8_0];
+    const WIDTHS: (usize, usize) = (512, 768);
+    for first in 0..FORMATS.len() {
+        let formats: Vec<DType> = FORMATS.iter().cycle().skip(first).take(FORMATS.len()).copied().collect();
+        let mut setup = Setup::new(first as u64 ^ 0x3d);
+        let input = setup.input(WIDTHS.0, Values::Normal(1.0));
+        let (weight, normed) = (setup.norm_weight(WIDTHS.0), setup.scratch(Rows::Tokens, WIDTHS.0));
+        setup.push(Op::RmsNorm { input, weight, epsilon: Scalar(1e-6), output: normed });
+        products(&mut setup, normed, WIDTHS.0, &formats);
+        let [gate, up, gated] = [(); 3].map(|()| setup.scratch(Rows::Tokens, WIDTHS.1));
+        for output in [gate, up] {
+            let weight = setup.weight(formats[1], WIDTHS.1, WIDTHS.0);
+            setup.push(Op::Linear { weight, input: normed, output });
+        }
+        setup.push(Op::GeluMul { gate, up, output: gated });
+        products(&mut setup, gated, WIDTHS.1, &formats);
+        setup.passes_of(&[1, 2, 7]);
+        visit(&setup.finish(format!("linear {formats:?} {WIDTHS:?}"), PRECISIONS))?;
+    }
+    Ok(())
+}
+
+/// A product with each of the formats, all of them read.
+fn products(setup: &mut Setup, input: BufferId, width: usize, formats: &[DType]) {
+    for &dtype in formats {
+        let (weight, output) = (setup.weight(dtype, 65, width), setup.scratch(Rows::Tokens, 65));
+        setup.push(Op::Linear { weight, input, output });
+        setup.read(output);
+    }
 }
 
 /// Products of so many rows that a backend may take several at a time: `(rows, columns)` and numbers of tokens.

@@ -51,6 +51,11 @@ fn linear_of_many_rows() {
 }
 
 #[test]
+fn linear_of_several_formats() {
+    check("linear/mixed");
+}
+
+#[test]
 fn rope() {
     check("rope");
 }

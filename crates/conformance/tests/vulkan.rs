@@ -1,6 +1,6 @@
 //! The Vulkan backend on the best device of this machine, or the one that `LAPIDARY_VULKAN_DEVICE` numbers. A device
-//! that is a program is put through less, unless `LAPIDARY_CONFORMANCE` is `full`: it takes minutes to compile all
-//! kernels for it.
+//! that is a program is put through less, as it takes minutes to compile all kernels for it; `LAPIDARY_CONFORMANCE`
+//! (`quick` or `full`) decides otherwise.
 
 use backend_vulkan::{DeviceKind, VulkanBackend};
 use conformance::{Effort, Subject, assert_cases};
@@ -19,8 +19,12 @@ fn check(prefix: &str) {
 }
 
 fn effort(kind: DeviceKind) -> Effort {
-    let full = std::env::var_os("LAPIDARY_CONFORMANCE").is_some_and(|value| value == "full");
-    if kind == DeviceKind::Software && !full { Effort::Quick } else { Effort::Full }
+    match std::env::var("LAPIDARY_CONFORMANCE").as_deref() {
+        Ok("full") => Effort::Full,
+        Ok("quick") => Effort::Quick,
+        _ if kind == DeviceKind::Software => Effort::Quick,
+        _ => Effort::Full,
+    }
 }
 
 #[test]
@@ -57,6 +61,11 @@ fn linear_in_blocks_of_256() {
 #[test]
 fn linear_of_many_rows() {
     check("linear/tall");
+}
+
+#[test]
+fn linear_of_several_formats() {
+    check("linear/mixed");
 }
 
 #[test]
