@@ -1,16 +1,32 @@
 //! Makes small weights of large ones.
 //!
-//! So far: the encoder of trellis tiles. [`tensor::format::trellis::search`] defines which tile is nearest to 256
-//! weights and takes its time; an [`Encoder`] finds the same one, to the bit, with the vector instructions of the
-//! processor. It works on one tile at a time and has no threads: callers share an encoder among theirs, with a
-//! [`Scratch`] for each.
+//! A tile: [`tensor::format::trellis::search`] defines which one is nearest to 256 weights and takes its time; an
+//! [`Encoder`] finds the same one, to the bit, with the vector instructions of the processor. It works on one tile at a
+//! time and has no threads: callers share an encoder among theirs, with a [`Scratch`] for each.
+//!
+//! A weight: a [`Hessian`] sums up the activations that it gets, [`input_scales`] makes its inputs alike, a [`Factor`]
+//! says how the error of some inputs can be made good by others, and [`quantize()`] rounds it that way. Files, models
+//! and calibration texts are the caller's. All results are the same for any number of threads, and on any processor.
 
 mod encoder;
+mod error;
+mod factor;
+mod hessian;
 mod lanes;
+mod ldlq;
 mod level;
+mod parallel;
+mod product;
+mod rotation;
+mod scale;
 mod step;
 mod trace;
 mod walk;
 
 pub use encoder::{Encoder, Scratch};
+pub use error::QuantizeError;
+pub use factor::Factor;
+pub use hessian::Hessian;
+pub use ldlq::{Numbers, Quantized, Settings, quantize};
 pub use level::Level;
+pub use rotation::{Weight, input_scales};

@@ -1,0 +1,89 @@
+//! What can be wrong with what is to be quantized.
+
+use tensor::format::trellis::LinearError;
+use tensor::format::trellis::hadamard::BLOCK;
+use thiserror::Error;
+
+/// Why a weight can't be quantized.
+#[derive(Debug, Error, PartialEq)]
+pub enum QuantizeError {
+    /// A size that can't be rotated.
+    #[error("{found} {what}, expected a multiple of {BLOCK}, and not 0\n\nhint: pad with zeros")]
+    Size {
+        /// `inputs` or `outputs`.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+    },
+    /// Another number of elements than the sizes ask for.
+    #[error("{found} numbers of {what}, expected {expected}")]
+    Length {
+        /// What the numbers are.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+        /// How many the sizes ask for.
+        expected: usize,
+    },
+    /// A number that is NaN or infinite.
+    #[error("{what} has {value} in row {row}, column {column}, expected finite numbers")]
+    NotFinite {
+        /// `the weight` or `an activation`.
+        what: &'static str,
+        /// The output of a weight, or the token of an activation.
+        row: usize,
+        /// The input.
+        column: usize,
+        /// What it is.
+        value: f32,
+    },
+    /// No activations, or only zeros.
+    #[error("the Hessian of {0} rows is 0, expected activations\n\nhint: is there any calibration text?")]
+    NoActivations(u64),
+    /// A Hessian that has no Cholesky decomposition.
+    #[error(
+        "the Hessian is not positive definite: pivot {value} of input {input}, expected more than 0\n\n\
+         hint: more damping than {damping} helps where rounding is the cause"
+    )]
+    NotPositiveDefinite {
+        /// The input whose pivot it is, after rotation.
+        input: usize,
+        /// The pivot.
+        value: f64,
+        /// The damping that was not enough.
+        damping: f32,
+    },
+    /// A scale beyond binary16, in which the format has it.
+    #[error(
+        "the scale {value} of {what} {index} is not a number in binary16 other than 0\n\nhint: weights that small or large have to be rescaled first"
+    )]
+    Scale {
+        /// `input` or `output`.
+        what: &'static str,
+        /// Which one.
+        index: usize,
+        /// The scale.
+        value: f32,
+    },
+    /// What the format can't have.
+    #[error(transparent)]
+    Linear(#[from] LinearError),
+}
+
+/// Whether a size can be rotated.
+pub(crate) fn check_size(what: &'static str, found: usize) -> Result<(), QuantizeError> {
+    if found != 0 && found.is_multiple_of(BLOCK) { Ok(()) } else { Err(QuantizeError::Size { what, found }) }
+}
+
+/// Whether there are as many numbers as expected.
+pub(crate) fn check_length(what: &'static str, found: usize, expected: usize) -> Result<(), QuantizeError> {
+    if found == expected { Ok(()) } else { Err(QuantizeError::Length { what, found, expected }) }
+}
+
+/// Whether all numbers are finite.
+pub(crate) fn check_finite(what: &'static str, values: &[f32], columns: usize) -> Result<(), QuantizeError> {
+    match values.iter().position(|value| !value.is_finite()) {
+        Some(at) => Err(QuantizeError::NotFinite { what, row: at / columns, column: at % columns, value: values[at] }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,300 @@
+//! Rounding to the trellis with feedback: what one band of inputs gets wrong, the next ones make good where they can.
+//!
+//! The method is LDLQ of "QuIP: 2-Bit Quantization of Large Language Models With Guarantees" (Chee et al. 2023), for
+//! bands of 16 inputs as in QTIP and exllamav3. Bands are rounded from the last to the first; all outputs are
+//! independent of each other, so that threads share blocks of 128 outputs and need not wait.
+
+use half::f16;
+use tensor::format::trellis::hadamard::{self, BLOCK};
+use tensor::format::trellis::{LEN, Linear, SIDE, tile};
+
+use crate::encoder::{Encoder, Scratch};
+use crate::error::{QuantizeError, check_length};
+use crate::factor::Factor;
+use crate::product::{Product, Side};
+use crate::rotation::{Weight, map_blocks, output_scales, rotate_back, rotated_block};
+use crate::scale::{BlockSample, Sample, ring_at};
+
+/// Tiles with the largest weights that a scale search looks at.
+const EXTREME_TILES: usize = 16;
+
+/// Outputs that are rounded for trial, to see by how much the feedback widens the weights.
+const TRIAL_OUTPUTS: usize = 32;
+
+/// How a weight is quantized.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settings {
+    /// How many threads work on it. The result does not depend on it.
+    pub threads: usize,
+    /// Whether errors are fed back to the other inputs. Without, each tile is the nearest to its own weights.
+    pub feedback: bool,
+    /// The deviation of the codebook over that of the weights; `None` to search for the best.
+    pub scale: Option<f32>,
+    /// About how many tiles such a search encodes at each scale, besides those with the largest weights.
+    pub sample_tiles: usize,
+    /// Of the outputs' signs.
+    pub seed: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { threads: 1, feedback: true, scale: None, sample_tiles: 64, seed: 0 }
+    }
+}
+
+/// How near a quantized weight is. All are sums over its outputs.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Numbers {
+    /// `tr(Δ H Δᵀ)` for the errors `Δ` and the damped Hessian: the mean square of the layer's error.
+    pub error: f64,
+    /// `tr(W H Wᵀ)`: the mean square of what the layer computes.
+    pub energy: f64,
+    /// The squared errors of the weights.
+    pub squared_error: f64,
+    /// The weights' squares.
+    pub squares: f64,
+}
+
+impl Numbers {
+    /// The proxy error, `tr(Δ H Δᵀ) / tr(W H Wᵀ)`.
+    pub fn proxy_error(&self) -> f64 {
+        if self.energy == 0.0 { 0.0 } else { self.error / self.energy }
+    }
+
+    /// The mean squared error of the weights over their mean square.
+    pub fn relative_error(&self) -> f64 {
+        if self.squares == 0.0 { 0.0 } else { self.squared_error / self.squares }
+    }
+
+    fn add(&mut self, other: &Numbers) {
+        self.error += other.error;
+        self.energy += other.energy;
+        self.squared_error += other.squared_error;
+        self.squares += other.squares;
+    }
+}
+
+/// A quantized weight.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quantized {
+    /// The weight.
+    pub linear: Linear<'static>,
+    /// How near it is.
+    pub numbers: Numbers,
+    /// The deviation of the codebook over that of the weights, as it was found or given.
+    pub scale: f32,
+}
+
+/// Rounds a weight to the trellis. The bits are the same for any number of threads.
+///
+/// # Errors
+/// If the weight has another number of inputs than the Hessian, or the format can't have its scales.
+pub fn quantize(
+    weight: &Weight<'_>,
+    factor: &Factor,
+    encoder: &Encoder,
+    settings: &Settings,
+) -> Result<Quantized, QuantizeError> {
+    check_length("an output's weights", weight.inputs(), factor.inputs())?;
+    let deviation = encoder.codebook().deviation();
+    let scale = match settings.scale {
+        Some(scale) => scale,
+        None => search_scale(weight, factor, encoder, settings)?,
+    };
+    let svh = output_scales(weight, deviation / scale, settings.seed)?;
+    let blocks = map_blocks(weight, factor.suh(), &svh, settings.threads, |block, rotated| {
+        let svh = &svh[block * BLOCK..][..BLOCK];
+        let mut tiles = vec![0; factor.inputs() / SIDE * (BLOCK / SIDE) * encoder.rate().tile_bytes()];
+        let mut error = 0.0;
+        let mut strip = Strip::new(&rotated, BLOCK, factor, encoder, settings.feedback);
+        strip.encode(|band, noise, bytes| {
+            error += band_energy(factor.root(band), noise, svh);
+            tiles[band * bytes.len()..][..bytes.len()].copy_from_slice(bytes);
+        });
+        let mut errors = strip.errors;
+        if !settings.feedback {
+            error = energy(&errors, factor, svh);
+        }
+        let energy = energy(&rotated, factor, svh);
+        let mut weights = rotated;
+        rotate_back(&mut errors, factor.suh(), svh);
+        rotate_back(&mut weights, factor.suh(), svh);
+        (tiles, Numbers { error, energy, squared_error: squares(&errors), squares: squares(&weights) })
+    });
+    let mut linear = Linear::new(encoder.rate(), encoder.codebook(), factor.suh().to_vec(), svh)?;
+    let mut numbers = Numbers::default();
+    let tile_bytes = encoder.rate().tile_bytes();
+    for (block, (tiles, block_numbers)) in blocks.iter().enumerate() {
+        numbers.add(block_numbers);
+        for (index, bytes) in tiles.chunks_exact(tile_bytes).enumerate() {
+            let (row, column) = (index / (BLOCK / SIDE), index % (BLOCK / SIDE));
+            linear.tile_mut(row, block * BLOCK / SIDE + column).copy_from_slice(bytes);
+        }
+    }
+    Ok(Quantized { linear, numbers, scale })
+}
+
+/// The deviation of the codebook over that of the weights with the least error.
+///
+/// Some tiles are encoded at several scales. Feedback adds the errors of other inputs to the weights: by how much it
+/// widens them, a few outputs show that are rounded with it.
+fn search_scale(
+    weight: &Weight<'_>,
+    factor: &Factor,
+    encoder: &Encoder,
+    settings: &Settings,
+) -> Result<f32, QuantizeError> {
+    let svh = output_scales(weight, encoder.codebook().deviation(), settings.seed)?;
+    let blocks = weight.outputs() / BLOCK;
+    let each = settings.sample_tiles.div_ceil(blocks).max(1);
+    let samples = map_blocks(weight, factor.suh(), &svh, settings.threads, |block, rotated| {
+        BlockSample::new(&rotated, block, each)
+    });
+    let total = weight.values().len() / LEN;
+    let best = Sample::new(samples, total, EXTREME_TILES).best_factor(encoder, settings.threads);
+    if !settings.feedback {
+        return Ok(best.recip());
+    }
+    let rotated = rotated_block(weight, factor.suh(), &svh, blocks / 2);
+    let trial: Vec<f32> = rotated.chunks_exact(BLOCK).flat_map(|row| &row[..TRIAL_OUTPUTS]).map(|w| w * best).collect();
+    Ok(widening(&trial, TRIAL_OUTPUTS, factor, encoder) / best)
+}
+
+/// The deviation of what the encoder gets over that of the weights, where errors in a band count as they do in the
+/// layer's error.
+fn widening(weights: &[f32], width: usize, factor: &Factor, encoder: &Encoder) -> f32 {
+    let (mut with, mut without) = (0.0, 0.0);
+    let mut strip = Strip::new(weights, width, factor, encoder, true);
+    strip.encode_with_targets(|band, targets| {
+        let importance = squares(factor.root(band));
+        with += importance * squares(targets);
+        without += importance * squares(&weights[band * SIDE * width..][..SIDE * width]);
+    });
+    if without > 0.0 { (with / without).sqrt() as f32 } else { 1.0 }
+}
+
+/// Some outputs of a rotated weight while they are rounded.
+struct Strip<'a> {
+    weights: &'a [f32],
+    width: usize,
+    factor: &'a Factor,
+    encoder: &'a Encoder,
+    feedback: bool,
+    scratch: Scratch,
+    /// What the weights have more than their tiles, `[inputs, width]`, from the last band on as far as it has come.
+    errors: Vec<f32>,
+}
+
+impl<'a> Strip<'a> {
+    /// Of weights `[inputs, width]`, where `width` is a multiple of 16.
+    fn new(weights: &'a [f32], width: usize, factor: &'a Factor, encoder: &'a Encoder, feedback: bool) -> Strip<'a> {
+        let errors = vec![0.0; weights.len()];
+        Strip { weights, width, factor, encoder, feedback, scratch: encoder.scratch(), errors }
+    }
+
+    /// Rounds everything, and gives for each band what the tiles lack of what was asked of them, `[16, width]`, and
+    /// their bytes.
+    fn encode(&mut self, mut done: impl FnMut(usize, &[f32], &[u8])) {
+        self.bands(|strip, band, targets| {
+            let bytes = strip.encode_band(band, targets);
+            done(band, targets, &bytes);
+        });
+    }
+
+    /// Rounds everything, and gives for each band what is asked of the tiles.
+    fn encode_with_targets(&mut self, mut done: impl FnMut(usize, &[f32])) {
+        self.bands(|strip, band, targets| {
+            done(band, targets);
+            strip.encode_band(band, targets);
+        });
+    }
+
+    /// From the last band to the first: the weights, with the errors of those before fed back.
+    fn bands(&mut self, mut next: impl FnMut(&mut Self, usize, &mut [f32])) {
+        let (inputs, width) = (self.factor.inputs(), self.width);
+        for first in (0..inputs).step_by(BLOCK).rev() {
+            let mut group = self.weights[first * width..][..BLOCK * width].to_vec();
+            self.feed_back(&mut group, first, first + BLOCK..inputs);
+            for row in (first..first + BLOCK).step_by(SIDE).rev() {
+                let targets = &mut group[(row - first) * width..][..SIDE * width];
+                self.feed_back(targets, row, row + SIDE..first + BLOCK);
+                next(self, row / SIDE, targets);
+            }
+        }
+    }
+
+    /// Adds to the rows from `first` the errors of the rows `from`, as far as `U` says.
+    fn feed_back(&self, rows: &mut [f32], first: usize, from: std::ops::Range<usize>) {
+        if self.feedback {
+            multiply_upper(self.factor, first, from, &self.errors, self.width, rows);
+        }
+    }
+
+    /// Encodes a band, leaves in `targets` what the tiles lack of them, and gives the tiles' bytes.
+    fn encode_band(&mut self, band: usize, targets: &mut [f32]) -> Vec<u8> {
+        let (rate, table) = (self.encoder.rate(), self.encoder.codebook().table());
+        let mut bytes = vec![0; self.width / SIDE * rate.tile_bytes()];
+        let start = band * SIDE * self.width;
+        for (column, bytes) in bytes.chunks_exact_mut(rate.tile_bytes()).enumerate() {
+            let states = self.encoder.encode(&mut self.scratch, &ring_at(targets, self.width, 0, column));
+            tile::pack(rate, &states, bytes);
+            for (&index, state) in tile::RING.iter().zip(states) {
+                let (row, output) = (usize::from(index) / SIDE, usize::from(index) % SIDE);
+                let at = row * self.width + column * SIDE + output;
+                let value = table[usize::from(state)];
+                self.errors[start + at] = self.weights[start + at] - value;
+                targets[at] -= value;
+            }
+        }
+        bytes
+    }
+}
+
+/// Adds `U[first.., from] · values[from]` to `rows`, `[…, width]`.
+fn multiply_upper(
+    factor: &Factor,
+    first: usize,
+    from: std::ops::Range<usize>,
+    values: &[f32],
+    width: usize,
+    rows: &mut [f32],
+) {
+    if from.is_empty() {
+        return;
+    }
+    let inputs = factor.inputs();
+    let a = Side { values: &factor.upper()[first * inputs + from.start..], terms: 1, step: inputs };
+    let b = Side { values: &values[from.start * width..], terms: width, step: 1 };
+    Product { a, b, rows: rows.len() / width, columns: width, depth: from.len(), factor: 1.0 }.add_to(rows, width);
+}
+
+/// `tr(Vᵀ Uᵀ D U V)` for a block of rotated weights or errors `V`, `[inputs, 128]`, in the units of the outputs.
+fn energy(values: &[f32], factor: &Factor, svh: &[f16]) -> f64 {
+    let inputs = factor.inputs();
+    let groups = (0..inputs).step_by(BLOCK).map(|first| {
+        let mut rows = vec![0.0; BLOCK * BLOCK];
+        multiply_upper(factor, first, first..inputs, values, BLOCK, &mut rows);
+        let bands = rows.chunks_exact(SIDE * BLOCK).enumerate();
+        bands.map(|(band, rows)| band_energy(factor.root(first / SIDE + band), rows, svh)).sum::<f64>()
+    });
+    groups.sum()
+}
+
+/// The squares of `R · rows · H · diag(svh)` for a band `[16, 128]`.
+fn band_energy(root: &[f32; SIDE * SIDE], rows: &[f32], svh: &[f16]) -> f64 {
+    let energies = root.chunks_exact(SIDE).map(|factors| {
+        let mut sums = [0.0; BLOCK];
+        for (factor, row) in factors.iter().zip(rows.chunks_exact(BLOCK)) {
+            for (sum, value) in sums.iter_mut().zip(row) {
+                *sum += factor * value;
+            }
+        }
+        hadamard::rotate(&mut sums);
+        sums.iter().zip(svh).map(|(sum, svh)| f64::from(sum * svh.to_f32()).powi(2)).sum::<f64>()
+    });
+    energies.sum()
+}
+
+fn squares(values: &[f32]) -> f64 {
+    values.iter().map(|&value| f64::from(value).powi(2)).sum()
+}

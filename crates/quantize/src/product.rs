@@ -1,0 +1,160 @@
+//! Products of matrices: `C += factor · Aᵀ B`, on one thread.
+//!
+//! Every element is summed in one order, with a rounding after each multiplication and addition and never fused, so
+//! that all processors find the same numbers, whatever the width of their vectors.
+
+use std::ops::{AddAssign, Mul};
+
+use crate::lanes::Lanes;
+use crate::level::{Level, WithLanes};
+
+/// Rows of `C` that are made at once; all counts of rows are multiples.
+const ROWS: usize = 4;
+
+/// Terms that are summed before the sum is added to `C`.
+const DEPTH: usize = 256;
+
+/// All counts of columns are multiples of it: what is made at once, at most.
+const COLUMNS: usize = 16;
+
+/// `f32` or `f64`.
+pub(crate) trait Number: Copy + Default + AddAssign + Mul<Output = Self> + Send + Sync {
+    /// Multiplies and adds with `level`'s instructions.
+    fn add_product(level: Level, product: &Product<'_, Self>, c: &mut [Self], stride: usize);
+}
+
+impl Number for f32 {
+    fn add_product(level: Level, product: &Product<'_, f32>, c: &mut [f32], stride: usize) {
+        level.run(Run::<'_, '_, f32, COLUMNS> { product, c, stride });
+    }
+}
+
+impl Number for f64 {
+    fn add_product(level: Level, product: &Product<'_, f64>, c: &mut [f64], stride: usize) {
+        level.run(Run::<'_, '_, f64, { COLUMNS / 2 }> { product, c, stride });
+    }
+}
+
+/// A factor: the element of term `k` for row or column `i` is `values[k · terms + i · step]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Side<'a, T> {
+    pub(crate) values: &'a [T],
+    pub(crate) terms: usize,
+    pub(crate) step: usize,
+}
+
+/// What is to be added: `factor · Σ_k a[k, row] · b[k, column]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Product<'a, T> {
+    pub(crate) a: Side<'a, T>,
+    pub(crate) b: Side<'a, T>,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) depth: usize,
+    pub(crate) factor: T,
+}
+
+impl<T: Number> Product<'_, T> {
+    /// Adds it to `c`, whose rows lie `stride` apart.
+    pub(crate) fn add_to(&self, c: &mut [T], stride: usize) {
+        debug_assert!(self.rows.is_multiple_of(ROWS) && self.columns.is_multiple_of(COLUMNS));
+        T::add_product(Level::detect(), self, c, stride);
+    }
+}
+
+struct Run<'p, 'c, T, const N: usize> {
+    product: &'p Product<'p, T>,
+    c: &'c mut [T],
+    stride: usize,
+}
+
+impl<T: Number, const N: usize> WithLanes for Run<'_, '_, T, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes>(self, _: S) {
+        let Product { a, b, rows, columns, depth, factor } = *self.product;
+        let mut packed_a: Vec<[T; ROWS]> = Vec::with_capacity(rows / ROWS * depth.min(DEPTH));
+        let mut packed_b: Vec<[T; N]> = Vec::with_capacity(depth.min(DEPTH));
+        for start in (0..depth).step_by(DEPTH) {
+            let terms = start..depth.min(start + DEPTH);
+            let length = terms.len();
+            packed_a.clear();
+            for row in (0..rows).step_by(ROWS) {
+                let at = |k: usize, i: usize| factor * a.values[k * a.terms + (row + i) * a.step];
+                packed_a.extend(terms.clone().map(|k| [at(k, 0), at(k, 1), at(k, 2), at(k, 3)]));
+            }
+            for column in (0..columns).step_by(N) {
+                packed_b.clear();
+                packed_b.extend(terms.clone().map(|k| {
+                    let from = &b.values[k * b.terms + column * b.step..];
+                    if b.step == 1 { *from.first_chunk().expect("a row") } else { pick(from, b.step) }
+                }));
+                for (index, a) in packed_a.chunks_exact(length).enumerate() {
+                    let sums = tile(a, &packed_b);
+                    for (row, sums) in sums.into_iter().enumerate() {
+                        let at = (index * ROWS + row) * self.stride + column;
+                        for (c, sum) in self.c[at..at + N].iter_mut().zip(sums) {
+                            *c += sum;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn pick<T: Number, const N: usize>(from: &[T], step: usize) -> [T; N] {
+    std::array::from_fn(|index| from[index * step])
+}
+
+/// The sums of 4 rows and `N` columns.
+#[inline(always)]
+fn tile<T: Number, const N: usize>(a: &[[T; ROWS]], b: &[[T; N]]) -> [[T; N]; ROWS] {
+    let mut sums = [[T::default(); N]; ROWS];
+    for (a, b) in a.iter().zip(b) {
+        for row in 0..ROWS {
+            for column in 0..N {
+                sums[row][column] += a[row] * b[column];
+            }
+        }
+    }
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small whole numbers, whose sums are exact in any order.
+    fn whole(count: usize, seed: u64) -> Vec<f64> {
+        (0..count as u64).map(|index| (tensor::philox::bits(seed, index) % 15) as f64 - 7.0).collect()
+    }
+
+    #[test]
+    fn both_types_multiply_as_written() {
+        let (rows, columns, depth, stride) = (20, 48, 300, 50);
+        let (a, b, c) = (whole(rows * depth, 1), whole(depth * columns, 2), whole(rows * stride, 3));
+        let mut expected = c.clone();
+        for row in 0..rows {
+            for column in 0..columns {
+                let terms = (0..depth).map(|k| a[row * depth + k] * b[k * columns + column]);
+                expected[row * stride + column] -= terms.sum::<f64>();
+            }
+        }
+        let mut found = c.clone();
+        let (terms, step) = (1, depth);
+        let a_factor = Side { values: &a, terms, step };
+        let b_factor = Side { values: &b, terms: columns, step: 1 };
+        Product { a: a_factor, b: b_factor, rows, columns, depth, factor: -1.0 }.add_to(&mut found, stride);
+        assert_eq!(found, expected);
+
+        let [a, b, mut found] = [a, b, c].map(|values| values.iter().map(|&v| v as f32).collect::<Vec<f32>>());
+        let transposed: Vec<f32> = (0..depth * columns).map(|i| b[i % depth * columns + i / depth]).collect();
+        let a_factor = Side { values: &a, terms, step };
+        let b_factor = Side { values: &transposed, terms, step };
+        Product { a: a_factor, b: b_factor, rows, columns, depth, factor: -1.0 }.add_to(&mut found, stride);
+        assert!(found.iter().zip(&expected).all(|(&found, &expected)| f64::from(found) == expected));
+    }
+}

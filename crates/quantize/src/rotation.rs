@@ -1,0 +1,167 @@
+//! From weights to the numbers that tiles stand for: signs, scales and rotations of both sides.
+
+use half::f16;
+use tensor::format::trellis::hadamard::{self, BLOCK};
+use tensor::philox;
+
+use crate::error::{QuantizeError, check_finite, check_length, check_size};
+use crate::parallel;
+
+/// The least scale of an input, over the mean of all: smaller ones would make the Hessian of the rotated inputs nearly
+/// singular, and save little.
+const INPUT_SCALE_MIN: f64 = 1.0 / 16.0;
+
+/// The least scale of an output that is not 0, over the mean of all: so much precision is left in binary16.
+const OUTPUT_SCALE_MIN: f64 = 1.0 / 1024.0;
+
+/// Where the random signs of inputs begin in the sequence of a seed, and those of outputs.
+const INPUTS: u64 = 0;
+const OUTPUTS: u64 = 1 << 32;
+
+/// The weight of a linear layer as Hugging Face files have it, `[outputs, inputs]`, all finite.
+#[derive(Clone, Copy, Debug)]
+pub struct Weight<'a> {
+    values: &'a [f32],
+    inputs: usize,
+}
+
+impl<'a> Weight<'a> {
+    /// A weight `[outputs, inputs]`.
+    ///
+    /// # Errors
+    /// If a size is no multiple of 128, `values` are not of that size, or one is not finite.
+    pub fn new(values: &'a [f32], outputs: usize, inputs: usize) -> Result<Weight<'a>, QuantizeError> {
+        check_size("inputs", inputs)?;
+        check_size("outputs", outputs)?;
+        check_length("a weight", values.len(), outputs.saturating_mul(inputs))?;
+        check_finite("the weight", values, inputs)?;
+        Ok(Weight { values, inputs })
+    }
+
+    /// All elements.
+    pub fn values(&self) -> &'a [f32] {
+        self.values
+    }
+
+    /// Length of an input.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Length of an output.
+    pub fn outputs(&self) -> usize {
+        self.values.len() / self.inputs
+    }
+
+    /// The root mean square of each output's weights.
+    fn output_norms(&self) -> Vec<f64> {
+        let square = |row: &[f32]| row.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>();
+        self.values.chunks_exact(self.inputs).map(|row| (square(row) / self.inputs as f64).sqrt()).collect()
+    }
+}
+
+/// Signs and scales for the inputs that `weights` share: the root mean square of an input's weights over all outputs,
+/// each output's divided by their own root mean square. Signs are random ones of the seed.
+///
+/// With scales in proportion to the weights, all rotated weights have the same variance, and so all of them get as much
+/// as they can from the same number of bits.
+///
+/// # Errors
+/// If there is no weight, or one has another number of inputs than the first.
+pub fn input_scales(weights: &[Weight<'_>], seed: u64) -> Result<Vec<f16>, QuantizeError> {
+    let inputs = weights.first().map_or(0, Weight::inputs);
+    check_size("inputs", inputs)?;
+    let (mut squares, mut outputs) = (vec![0.0; inputs], 0_u32);
+    for weight in weights {
+        check_length("an output's weights", weight.inputs, inputs)?;
+        let rows = weight.values.chunks_exact(inputs).zip(weight.output_norms());
+        for (row, norm) in rows.filter(|(_, norm)| *norm > 0.0) {
+            outputs += 1;
+            for (square, &value) in squares.iter_mut().zip(row) {
+                *square += (f64::from(value) / norm).powi(2);
+            }
+        }
+    }
+    if outputs == 0 {
+        return to_halves("input", signs(seed, INPUTS, inputs).map(|sign| sign as f32));
+    }
+    let norms: Vec<f64> = squares.into_iter().map(|square| (square / f64::from(outputs)).sqrt()).collect();
+    let least = norms.iter().sum::<f64>() / inputs as f64 * INPUT_SCALE_MIN;
+    let scales = norms.iter().map(|norm| norm.max(least));
+    to_halves("input", scales.zip(signs(seed, INPUTS, inputs)).map(|(scale, sign)| (scale * sign) as f32))
+}
+
+/// Signs and scales for the outputs of a weight: the root mean square of an output's weights, divided by `deviation`,
+/// which is that of the tiles' values. An output whose weights are all 0 has a scale of 0.
+///
+/// # Errors
+/// If weights are too large or too small for scales in binary16.
+pub(crate) fn output_scales(weight: &Weight<'_>, deviation: f32, seed: u64) -> Result<Vec<f16>, QuantizeError> {
+    let norms = weight.output_norms();
+    let least = norms.iter().sum::<f64>() / norms.len() as f64 * OUTPUT_SCALE_MIN;
+    let scales = norms.iter().map(|&norm| if norm > 0.0 { norm.max(least) / f64::from(deviation) } else { 0.0 });
+    to_halves("output", scales.zip(signs(seed, OUTPUTS, norms.len())).map(|(scale, sign)| (scale * sign) as f32))
+}
+
+fn to_halves(what: &'static str, scales: impl Iterator<Item = f32>) -> Result<Vec<f16>, QuantizeError> {
+    let halve = |(index, value): (usize, f32)| {
+        let half = f16::from_f32(value);
+        let fits = half.is_finite() && (half != f16::ZERO || value == 0.0);
+        if fits { Ok(half) } else { Err(QuantizeError::Scale { what, index, value }) }
+    };
+    scales.enumerate().map(halve).collect()
+}
+
+/// Random signs, 1 or −1, of positions of the generator from `first`.
+fn signs(seed: u64, first: u64, count: usize) -> impl Iterator<Item = f64> {
+    (first..first + count as u64).map(move |index| if philox::bits(seed, index) & 1 == 0 { 1.0 } else { -1.0 })
+}
+
+/// `H · diag(1 ÷ suh) · W · diag(1 ÷ svh) · H` for the outputs from `128 · block`, `[inputs, 128]`. An output with a
+/// scale of 0 counts as 0.
+pub(crate) fn rotated_block(weight: &Weight<'_>, suh: &[f16], svh: &[f16], block: usize) -> Vec<f32> {
+    let inputs = weight.inputs;
+    let inverse = |scale: &f16| if *scale == f16::ZERO { 0.0 } else { scale.to_f32().recip() };
+    let input_factors: Vec<f32> = suh.iter().map(inverse).collect();
+    let mut rotated = vec![0.0; BLOCK * inputs];
+    let mut row = vec![0.0; inputs];
+    for output in 0..BLOCK {
+        let factor = inverse(&svh[block * BLOCK + output]);
+        row.copy_from_slice(&weight.values[(block * BLOCK + output) * inputs..][..inputs]);
+        for (value, input_factor) in row.iter_mut().zip(&input_factors) {
+            *value *= factor * input_factor;
+        }
+        hadamard::rotate(&mut row);
+        for (input, &value) in row.iter().enumerate() {
+            rotated[input * BLOCK + output] = value;
+        }
+    }
+    for outputs in rotated.chunks_exact_mut(BLOCK) {
+        hadamard::rotate(outputs);
+    }
+    rotated
+}
+
+/// Makes of `[inputs, 128]` rotated errors those of the weights themselves: the way back from [`rotated_block`].
+pub(crate) fn rotate_back(errors: &mut [f32], suh: &[f16], svh: &[f16]) {
+    for rows in errors.chunks_exact_mut(BLOCK * BLOCK) {
+        hadamard::rotate_rows(rows, BLOCK);
+    }
+    let svh: Vec<f32> = svh.iter().map(|scale| scale.to_f32()).collect();
+    for (outputs, suh) in errors.chunks_exact_mut(BLOCK).zip(suh) {
+        hadamard::rotate_and_scale(outputs, &svh);
+        outputs.iter_mut().for_each(|value| *value *= suh.to_f32());
+    }
+}
+
+/// All blocks of a weight, of which each thread has one at a time.
+pub(crate) fn map_blocks<R: Send>(
+    weight: &Weight<'_>,
+    suh: &[f16],
+    svh: &[f16],
+    threads: usize,
+    work: impl Fn(usize, Vec<f32>) -> R + Sync,
+) -> Vec<R> {
+    let blocks = (0..weight.outputs() / BLOCK).collect();
+    parallel::map(blocks, threads, |block| work(block, rotated_block(weight, suh, svh, block)))
+}
