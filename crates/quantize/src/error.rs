@@ -55,7 +55,8 @@ pub enum QuantizeError {
     },
     /// A scale beyond binary16, in which the format has it.
     #[error(
-        "the scale {value} of {what} {index} is not a number in binary16 other than 0\n\nhint: weights that small or large have to be rescaled first"
+        "the scale {value} of {what} {index} is not a number in binary16 other than 0\n\n\
+         hint: weights that small or large have to be rescaled first"
     )]
     Scale {
         /// `input` or `output`.
