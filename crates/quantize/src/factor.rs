@@ -25,7 +25,7 @@ pub struct Factor {
 }
 
 impl Factor {
-    /// Decomposes the damped Hessian of the inputs with these signs and scales. Takes up to `16 · inputs²` bytes at a
+    /// Decomposes the damped Hessian of the inputs with these signs and scales. Takes up to `12 · inputs²` bytes at a
     /// time, and `4 · inputs²` in the end. The result does not depend on the number of threads.
     ///
     /// # Errors
@@ -41,14 +41,14 @@ impl Factor {
             value,
             damping,
         })?;
-        let bands = root.chunks_exact(SIDE * inputs).enumerate().collect();
-        let parts = parallel::map(bands, threads, |(band, rows)| unit_band(band * SIDE, rows, inputs));
-        let mut factor = Factor { suh: suh.to_vec(), upper: Vec::with_capacity(inputs * inputs), roots: Vec::new() };
-        for (upper, root) in parts {
-            factor.upper.extend(upper);
-            factor.roots.extend(root);
-        }
-        Ok(factor)
+        let mut upper = vec![0.0; inputs * inputs];
+        let bands = root.chunks_exact_mut(SIDE * inputs).zip(upper.chunks_exact_mut(SIDE * inputs)).enumerate();
+        let roots = parallel::map(bands.collect(), threads, |(band, (rows, upper)): (_, (&mut [f64], &mut [f32]))| {
+            let root = unit_band(band * SIDE, rows, inputs);
+            upper.iter_mut().zip(rows).for_each(|(upper, value)| *upper = *value as f32);
+            root
+        });
+        Ok(Factor { suh: suh.to_vec(), upper, roots: roots.concat() })
     }
 
     /// Length of an input.
@@ -178,24 +178,24 @@ fn solve(panel: &[f64], first: usize, start: usize, size: usize) -> Vec<f64> {
     block
 }
 
-/// Of 16 rows of `R`, those of `U`, and the triangle on the diagonal by which they differ.
-fn unit_band(first: usize, rows: &[f64], size: usize) -> (Vec<f32>, Vec<f32>) {
-    let triangle = |row: usize, column: usize| if column < row { 0.0 } else { rows[row * size + first + column] };
-    let mut unit = rows.to_vec();
+/// Makes 16 rows of `U` of those of `R`, and gives the triangle on the diagonal by which they differ.
+fn unit_band(first: usize, rows: &mut [f64], size: usize) -> Vec<f32> {
+    let mut triangle = [[0.0; SIDE]; SIDE];
+    for (row, factors) in triangle.iter_mut().enumerate() {
+        factors[row..].copy_from_slice(&rows[row * size + first + row..][..SIDE - row]);
+    }
+    let rest = first + SIDE;
     for row in (0..SIDE).rev() {
-        let (above, below) = unit.split_at_mut((row + 1) * size);
+        let (above, below) = rows.split_at_mut((row + 1) * size);
         let above = &mut above[row * size..];
-        for (index, other) in below.chunks_exact(size).enumerate() {
-            let factor = triangle(row, row + 1 + index);
-            for (value, term) in above[first + SIDE..].iter_mut().zip(&other[first + SIDE..]) {
+        for (other, factor) in below.chunks_exact(size).zip(&triangle[row][row + 1..]) {
+            for (value, term) in above[rest..].iter_mut().zip(&other[rest..]) {
                 *value -= factor * term;
             }
         }
-        let pivot = triangle(row, row);
-        above[first + SIDE..].iter_mut().for_each(|value| *value /= pivot);
-        above[..first + SIDE].fill(0.0);
+        above[rest..].iter_mut().for_each(|value| *value /= triangle[row][row]);
+        above[..rest].fill(0.0);
         above[first + row] = 1.0;
     }
-    let root = (0..SIDE * SIDE).map(|index| triangle(index / SIDE, index % SIDE) as f32).collect();
-    (unit.into_iter().map(|value| value as f32).collect(), root)
+    triangle.iter().flatten().map(|&value| value as f32).collect()
 }

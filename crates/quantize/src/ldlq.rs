@@ -11,6 +11,7 @@ use tensor::format::trellis::{LEN, Linear, SIDE, tile};
 use crate::encoder::{Encoder, Scratch};
 use crate::error::{QuantizeError, check_length};
 use crate::factor::Factor;
+use crate::parallel;
 use crate::product::{Product, Side};
 use crate::rotation::{Weight, map_blocks, output_scales, rotate_back, rotated_block};
 use crate::scale::{BlockSample, Sample, ring_at};
@@ -28,7 +29,7 @@ pub struct Settings {
     pub threads: usize,
     /// Whether errors are fed back to the other inputs. Without, each tile is the nearest to its own weights.
     pub feedback: bool,
-    /// The deviation of the codebook over that of the weights; `None` to search for the best.
+    /// The deviation of the codebook over that of the weights, more than 0; `None` to search for the best.
     pub scale: Option<f32>,
     /// About how many tiles such a search encodes at each scale, besides those with the largest weights.
     pub sample_tiles: usize,
@@ -88,76 +89,134 @@ pub struct Quantized {
 /// Rounds a weight to the trellis. The bits are the same for any number of threads.
 ///
 /// # Errors
-/// If the weight has another number of inputs than the Hessian, or the format can't have its scales.
+/// As [`Job::new`].
 pub fn quantize(
     weight: &Weight<'_>,
     factor: &Factor,
     encoder: &Encoder,
     settings: &Settings,
 ) -> Result<Quantized, QuantizeError> {
-    check_length("an output's weights", weight.inputs(), factor.inputs())?;
-    let deviation = encoder.codebook().deviation();
-    let scale = match settings.scale {
-        Some(scale) => scale,
-        None => search_scale(weight, factor, encoder, settings)?,
-    };
-    let svh = output_scales(weight, deviation / scale, settings.seed)?;
-    let blocks = map_blocks(weight, factor.suh(), &svh, settings.threads, |block, rotated| {
-        let svh = &svh[block * BLOCK..][..BLOCK];
-        let mut tiles = vec![0; factor.inputs() / SIDE * (BLOCK / SIDE) * encoder.rate().tile_bytes()];
+    let job = Job::new(*weight, factor, encoder, settings)?;
+    let blocks = parallel::map((0..job.blocks()).collect(), settings.threads, |block| job.block(block));
+    Ok(job.finish(&blocks))
+}
+
+/// A weight that is quantized block after block, in any order: for whoever has threads of his own, shows how far it
+/// has come, or wants to stop in between.
+#[derive(Clone, Debug)]
+pub struct Job<'a> {
+    weight: Weight<'a>,
+    factor: &'a Factor,
+    encoder: &'a Encoder,
+    feedback: bool,
+    scale: f32,
+    /// With all scales, and tiles that are still 0.
+    linear: Linear<'static>,
+}
+
+/// 128 outputs of a quantized weight.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Block {
+    /// The tiles, `[inputs / 16, 8]`.
+    pub tiles: Vec<u8>,
+    /// How near they are.
+    pub numbers: Numbers,
+}
+
+impl<'a> Job<'a> {
+    /// Finds the scales, if the settings don't have them, with the threads of the settings.
+    ///
+    /// # Errors
+    /// If the weight has another number of inputs than the Hessian, or the format can't have its scales or the
+    /// encoder's rate and codebook.
+    pub fn new(
+        weight: Weight<'a>,
+        factor: &'a Factor,
+        encoder: &'a Encoder,
+        settings: &Settings,
+    ) -> Result<Job<'a>, QuantizeError> {
+        check_length("an output's weights", weight.inputs(), factor.inputs())?;
+        let deviation = encoder.codebook().deviation();
+        let linear = |scale: f32| {
+            let svh = output_scales(&weight, deviation / scale, settings.seed)?;
+            Ok::<_, QuantizeError>(Linear::new(encoder.rate(), encoder.codebook(), factor.suh().to_vec(), svh)?)
+        };
+        let scale = match settings.scale {
+            Some(scale) => scale,
+            None => search_scale(&weight, factor, encoder, linear(1.0)?.svh(), settings),
+        };
+        Ok(Job { weight, factor, encoder, feedback: settings.feedback, scale, linear: linear(scale)? })
+    }
+
+    /// How many blocks of 128 outputs there are.
+    pub fn blocks(&self) -> usize {
+        self.weight.outputs() / BLOCK
+    }
+
+    /// Quantizes the outputs from `128 · block`.
+    ///
+    /// # Panics
+    /// If there is no such block.
+    pub fn block(&self, block: usize) -> Block {
+        assert!(block < self.blocks(), "no block {block} of {}", self.blocks());
+        let svh = &self.linear.svh()[block * BLOCK..][..BLOCK];
+        let rotated = rotated_block(&self.weight, self.factor.suh(), self.linear.svh(), block);
+        let mut tiles = vec![0; self.factor.inputs() / SIDE * (BLOCK / SIDE) * self.encoder.rate().tile_bytes()];
         let mut error = 0.0;
-        let mut strip = Strip::new(&rotated, BLOCK, factor, encoder, settings.feedback);
+        let mut strip = Strip::new(&rotated, BLOCK, self.factor, self.encoder, self.feedback);
         strip.encode(|band, noise, bytes| {
-            error += band_energy(factor.root(band), noise, svh);
+            error += band_energy(self.factor.root(band), noise, svh);
             tiles[band * bytes.len()..][..bytes.len()].copy_from_slice(bytes);
         });
         let mut errors = strip.errors;
-        if !settings.feedback {
-            error = energy(&errors, factor, svh);
+        if !self.feedback {
+            error = energy(&errors, self.factor, svh);
         }
-        let energy = energy(&rotated, factor, svh);
-        let mut weights = rotated;
-        rotate_back(&mut errors, factor.suh(), svh);
-        rotate_back(&mut weights, factor.suh(), svh);
-        (tiles, Numbers { error, energy, squared_error: squares(&errors), squares: squares(&weights) })
-    });
-    let mut linear = Linear::new(encoder.rate(), encoder.codebook(), factor.suh().to_vec(), svh)?;
-    let mut numbers = Numbers::default();
-    let tile_bytes = encoder.rate().tile_bytes();
-    for (block, (tiles, block_numbers)) in blocks.iter().enumerate() {
-        numbers.add(block_numbers);
-        for (index, bytes) in tiles.chunks_exact(tile_bytes).enumerate() {
-            let (row, column) = (index / (BLOCK / SIDE), index % (BLOCK / SIDE));
-            linear.tile_mut(row, block * BLOCK / SIDE + column).copy_from_slice(bytes);
-        }
+        let energy = energy(&rotated, self.factor, svh);
+        rotate_back(&mut errors, self.factor.suh(), svh);
+        let weights = &self.weight.values()[block * BLOCK * self.weight.inputs()..][..errors.len()];
+        let numbers = Numbers { error, energy, squared_error: squares(&errors), squares: squares(weights) };
+        Block { tiles, numbers }
     }
-    Ok(Quantized { linear, numbers, scale })
+
+    /// Puts the blocks together.
+    ///
+    /// # Panics
+    /// If they are not all blocks of this job, in order.
+    pub fn finish(self, blocks: &[Block]) -> Quantized {
+        assert_eq!(blocks.len(), self.blocks(), "blocks of 128 outputs");
+        let (mut linear, mut numbers) = (self.linear, Numbers::default());
+        let row_bytes = BLOCK / SIDE * self.encoder.rate().tile_bytes();
+        for (block, Block { tiles, numbers: block_numbers }) in blocks.iter().enumerate() {
+            assert_eq!(tiles.len(), self.factor.inputs() / SIDE * row_bytes, "bytes of block {block}");
+            numbers.add(block_numbers);
+            for (index, bytes) in tiles.chunks_exact(self.encoder.rate().tile_bytes()).enumerate() {
+                let (row, column) = (index / (BLOCK / SIDE), index % (BLOCK / SIDE));
+                linear.tile_mut(row, block * BLOCK / SIDE + column).copy_from_slice(bytes);
+            }
+        }
+        Quantized { linear, numbers, scale: self.scale }
+    }
 }
 
 /// The deviation of the codebook over that of the weights with the least error.
 ///
-/// Some tiles are encoded at several scales. Feedback adds the errors of other inputs to the weights: by how much it
+/// Some tiles are encoded at several scales; `svh` are the outputs' scales for a scale of 1. Feedback adds the errors of other inputs to the weights: by how much it
 /// widens them, a few outputs show that are rounded with it.
-fn search_scale(
-    weight: &Weight<'_>,
-    factor: &Factor,
-    encoder: &Encoder,
-    settings: &Settings,
-) -> Result<f32, QuantizeError> {
-    let svh = output_scales(weight, encoder.codebook().deviation(), settings.seed)?;
+fn search_scale(weight: &Weight<'_>, factor: &Factor, encoder: &Encoder, svh: &[f16], settings: &Settings) -> f32 {
     let blocks = weight.outputs() / BLOCK;
     let each = settings.sample_tiles.div_ceil(blocks).max(1);
-    let samples = map_blocks(weight, factor.suh(), &svh, settings.threads, |block, rotated| {
+    let samples = map_blocks(weight, factor.suh(), svh, settings.threads, |block, rotated| {
         BlockSample::new(&rotated, block, each)
     });
     let total = weight.values().len() / LEN;
     let best = Sample::new(samples, total, EXTREME_TILES).best_factor(encoder, settings.threads);
     if !settings.feedback {
-        return Ok(best.recip());
+        return best.recip();
     }
-    let rotated = rotated_block(weight, factor.suh(), &svh, blocks / 2);
+    let rotated = rotated_block(weight, factor.suh(), svh, blocks / 2);
     let trial: Vec<f32> = rotated.chunks_exact(BLOCK).flat_map(|row| &row[..TRIAL_OUTPUTS]).map(|w| w * best).collect();
-    Ok(widening(&trial, TRIAL_OUTPUTS, factor, encoder) / best)
+    widening(&trial, TRIAL_OUTPUTS, factor, encoder) / best
 }
 
 /// The deviation of what the encoder gets over that of the weights, where errors in a band count as they do in the

@@ -1,7 +1,7 @@
 //! Whole weights: Hessians, their decomposition, and what feedback is worth.
 
 use half::{bf16, f16};
-use quantize::{Encoder, Factor, Hessian, QuantizeError, Quantized, Settings, Weight, input_scales, quantize};
+use quantize::{Encoder, Factor, Hessian, Job, QuantizeError, Quantized, Settings, Weight, input_scales, quantize};
 use tensor::format::trellis::{Codebook, LinearError, Rate, SIDE, hadamard};
 
 /// Independent numbers with a normal distribution of deviation 1.
@@ -182,6 +182,42 @@ fn threads_do_not_change_a_bit() {
     assert_eq!(run(&weight, &hessian, 5, &Settings { threads: 2, ..settings }), one);
     // Another seed has other signs.
     assert_ne!(run(&weight, &hessian, 5, &Settings { seed: 1, scale: Some(1.0), ..settings }).linear, one.linear);
+}
+
+#[test]
+fn inputs_are_scaled_by_all_weights_that_share_them() {
+    let (inputs, outputs) = (256, 128);
+    // The sizes of inputs differ, and not in the same way; those of the outputs must not matter.
+    let weight = |seed, sizes: [f32; 4], factor: f32| -> Vec<f32> {
+        let values = normal(seed, inputs * outputs);
+        values.iter().enumerate().map(|(index, value)| value * sizes[index % 4] * factor).collect()
+    };
+    let (one, two) = (weight(8, [1.0, 2.0, 1.0, 1.0], 0.01), weight(9, [1.0, 1.0, 0.0, 3.0], 4.0));
+    let [one, two] = [&one, &two].map(|values| Weight::new(values, outputs, inputs).expect("a weight"));
+    let scales: Vec<f32> = input_scales(&[one, two], 5).expect("scales").iter().map(|scale| scale.to_f32()).collect();
+    // The mean squares of each weight's outputs are 7/4 and 11/4.
+    let expected = [(4.0 / 7.0, 4.0 / 11.0), (16.0 / 7.0, 4.0 / 11.0), (4.0 / 7.0, 0.0), (4.0 / 7.0, 36.0 / 11.0)];
+    for (kind, (one, two)) in expected.into_iter().enumerate() {
+        let squares = scales.iter().skip(kind).step_by(4).map(|scale| scale * scale);
+        let (found, expected) = (squares.sum::<f32>() / (inputs / 4) as f32, (one + two) / 2.0);
+        // 64 inputs of 256 squares each: a standard error of 1.1 %.
+        assert!((found / expected - 1.0).abs() < 0.05, "{kind}: {found}, expected {expected}");
+    }
+    let negative = scales.iter().filter(|&&scale| scale < 0.0).count();
+    assert!((80..176).contains(&negative), "{negative} of {inputs}");
+}
+
+#[test]
+fn blocks_can_be_made_in_any_order() {
+    let (inputs, outputs) = (128, 256);
+    let values = normal(10, inputs * outputs);
+    let weight = Weight::new(&values, outputs, inputs).expect("a weight");
+    let factor = Factor::new(&hessian(inputs), &vec![f16::ONE; inputs], 0.025, 1).expect("a factor");
+    let (encoder, settings) = (encoder(6), Settings { scale: Some(1.1), threads: 2, ..Settings::default() });
+    let job = Job::new(weight, &factor, &encoder, &settings).expect("a weight");
+    let last = job.block(1);
+    let blocks = [job.block(0), last];
+    assert!(job.finish(&blocks) == quantize(&weight, &factor, &encoder, &settings).expect("a weight"));
 }
 
 #[test]
