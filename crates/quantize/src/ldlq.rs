@@ -13,7 +13,7 @@ use crate::error::{QuantizeError, check_length};
 use crate::factor::Factor;
 use crate::parallel;
 use crate::product::{Product, Side};
-use crate::rotation::{Weight, map_blocks, output_scales, rotate_back, rotated_block};
+use crate::rotation::{Weight, map_blocks, output_scales, rotate_back, rotated_block, squares};
 use crate::scale::{BlockSample, Sample, ring_at};
 
 /// Tiles with the largest weights that a scale search looks at.
@@ -201,8 +201,8 @@ impl<'a> Job<'a> {
 
 /// The deviation of the codebook over that of the weights with the least error.
 ///
-/// Some tiles are encoded at several scales; `svh` are the outputs' scales for a scale of 1. Feedback adds the errors of other inputs to the weights: by how much it
-/// widens them, a few outputs show that are rounded with it.
+/// Some tiles are encoded at several scales; `svh` are the outputs' scales for a scale of 1. Feedback adds the errors
+/// of other inputs to the weights: by how much it widens them, a few outputs show that are rounded with it.
 fn search_scale(weight: &Weight<'_>, factor: &Factor, encoder: &Encoder, svh: &[f16], settings: &Settings) -> f32 {
     let blocks = weight.outputs() / BLOCK;
     let each = settings.sample_tiles.div_ceil(blocks).max(1);
@@ -349,11 +349,8 @@ fn band_energy(root: &[f32; SIDE * SIDE], rows: &[f32], svh: &[f16]) -> f64 {
             }
         }
         hadamard::rotate(&mut sums);
-        sums.iter().zip(svh).map(|(sum, svh)| f64::from(sum * svh.to_f32()).powi(2)).sum::<f64>()
+        sums.iter_mut().zip(svh).for_each(|(sum, svh)| *sum *= svh.to_f32());
+        squares(&sums)
     });
     energies.sum()
-}
-
-fn squares(values: &[f32]) -> f64 {
-    values.iter().map(|&value| f64::from(value).powi(2)).sum()
 }

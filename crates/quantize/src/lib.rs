@@ -5,8 +5,9 @@
 //! time and has no threads: callers share an encoder among theirs, with a [`Scratch`] for each.
 //!
 //! A weight: a [`Hessian`] sums up the activations that it gets, [`input_scales`] makes its inputs alike, a [`Factor`]
-//! says how the error of some inputs can be made good by others, and [`quantize()`] or a [`Job`] rounds it that way. Files, models
-//! and calibration texts are the caller's. All results are the same for any number of threads, and on any processor.
+//! says how the error of some inputs can be made good by others, and [`quantize()`] or a [`Job`] rounds it that way.
+//! Files, models and calibration texts are the caller's. All results are the same for any number of threads, and on any
+//! processor.
 
 mod encoder;
 mod error;

@@ -157,4 +157,22 @@ mod tests {
         Product { a: a_factor, b: b_factor, rows, columns, depth, factor: -1.0 }.add_to(&mut found, stride);
         assert!(found.iter().zip(&expected).all(|(&found, &expected)| f64::from(found) == expected));
     }
+    #[test]
+    fn every_level_finds_the_same_bits() {
+        let (rows, columns, depth) = (8, 32, 700);
+        let thirds = |count, seed| whole(count, seed).iter().map(|value| value / 3.0).collect::<Vec<f64>>();
+        let (a, b) = (thirds(depth * rows, 4), thirds(depth * columns, 5));
+        let (a32, b32) =
+            (a.iter().map(|&v| v as f32).collect::<Vec<_>>(), b.iter().map(|&v| v as f32).collect::<Vec<_>>());
+        let results = Level::available().into_iter().map(|level| {
+            let (mut c, mut c32) = (vec![0.25; rows * columns], vec![0.25; rows * columns]);
+            let (a, b) = (Side { values: &a, terms: rows, step: 1 }, Side { values: &b, terms: columns, step: 1 });
+            f64::add_product(level, &Product { a, b, rows, columns, depth, factor: 1.0 }, &mut c, columns);
+            let (a, b) = (Side { values: &a32, terms: rows, step: 1 }, Side { values: &b32, terms: columns, step: 1 });
+            f32::add_product(level, &Product { a, b, rows, columns, depth, factor: 1.0 }, &mut c32, columns);
+            (c, c32)
+        });
+        let results: Vec<(Vec<f64>, Vec<f32>)> = results.collect();
+        assert!(results.iter().all(|result| *result == results[0]));
+    }
 }

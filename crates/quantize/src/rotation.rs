@@ -55,8 +55,7 @@ impl<'a> Weight<'a> {
 
     /// The root mean square of each output's weights.
     fn output_norms(&self) -> Vec<f64> {
-        let square = |row: &[f32]| row.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>();
-        self.values.chunks_exact(self.inputs).map(|row| (square(row) / self.inputs as f64).sqrt()).collect()
+        self.values.chunks_exact(self.inputs).map(|row| (squares(row) / self.inputs as f64).sqrt()).collect()
     }
 }
 
@@ -78,7 +77,8 @@ pub fn input_scales(weights: &[Weight<'_>], seed: u64) -> Result<Vec<f16>, Quant
         for (row, norm) in rows.filter(|(_, norm)| *norm > 0.0) {
             outputs += 1;
             for (square, &value) in squares.iter_mut().zip(row) {
-                *square += (f64::from(value) / norm).powi(2);
+                let value = f64::from(value) / norm;
+                *square += value * value;
             }
         }
     }
@@ -164,4 +164,9 @@ pub(crate) fn map_blocks<R: Send>(
 ) -> Vec<R> {
     let blocks = (0..weight.outputs() / BLOCK).collect();
     parallel::map(blocks, threads, |block| work(block, rotated_block(weight, suh, svh, block)))
+}
+
+/// The sum of the squares. Not by `powi`, which is not the same on every processor.
+pub(crate) fn squares(values: &[f32]) -> f64 {
+    values.iter().map(|&value| f64::from(value) * f64::from(value)).sum()
 }

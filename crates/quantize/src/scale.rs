@@ -5,6 +5,7 @@ use tensor::format::trellis::{LEN, SIDE, tile};
 
 use crate::encoder::Encoder;
 use crate::parallel;
+use crate::rotation::squares;
 
 /// The first step of the search, as a factor; the search ends one step beyond the best.
 const STEP: f32 = 1.06;
@@ -63,7 +64,7 @@ impl Sample {
     /// The factor for the weights with which the encoder's error is least, over the factor itself. The weights'
     /// deviation is about that of the codebook.
     pub(crate) fn best_factor(&self, encoder: &Encoder, threads: usize) -> f32 {
-        let error_at = |step: i32| self.error(encoder, STEP.powi(step), threads);
+        let error_at = |step: i32| self.error(encoder, power(step), threads);
         let start = start(encoder.rate().bits());
         let (mut best, mut error, mut before, mut after) = (start, error_at(start), None, None);
         while best < start + STEPS_MAX && best > start - STEPS_MAX {
@@ -77,10 +78,10 @@ impl Sample {
                 // The lowest point of the parabola through the three.
                 let curvature = low - 2.0 * error + high;
                 let offset = if curvature > 0.0 { (low - high) / (2.0 * curvature) } else { 0.0 };
-                return STEP.powi(best) * (1.0 + (STEP - 1.0) * offset.clamp(-0.5, 0.5) as f32);
+                return power(best) * (1.0 + (STEP - 1.0) * offset.clamp(-0.5, 0.5) as f32);
             }
         }
-        STEP.powi(best)
+        power(best)
     }
 
     /// The squared error of all weights, estimated from the sample: the encoder gets weights times `factor`.
@@ -92,16 +93,20 @@ impl Sample {
             let errors = tiles.iter().map(|(weights, count)| {
                 let scaled = weights.map(|weight| weight * factor);
                 let states = encoder.encode(&mut scratch, &scaled);
-                let squares = scaled
-                    .iter()
-                    .zip(states)
-                    .map(|(scaled, state)| f64::from((scaled - table[usize::from(state)]) / factor).powi(2));
-                count * squares.sum::<f64>()
+                let differences: [f32; LEN] =
+                    std::array::from_fn(|index| (scaled[index] - table[usize::from(states[index])]) / factor);
+                count * squares(&differences)
             });
             errors.sum::<f64>()
         });
         errors.into_iter().sum()
     }
+}
+
+/// [`STEP`] to the power of `step`, with the same roundings on every processor.
+fn power(step: i32) -> f32 {
+    let power = (0..step.abs()).fold(1.0, |power, _| power * STEP);
+    if step < 0 { 1.0 / power } else { power }
 }
 
 /// The step at which the search begins: the best for independent normal weights.

@@ -208,6 +208,22 @@ fn inputs_are_scaled_by_all_weights_that_share_them() {
 }
 
 #[test]
+fn scaled_inputs_lower_the_error_where_their_weights_differ_in_size() {
+    let size = 128;
+    let sizes: Vec<f32> = normal(11, size).iter().map(|value| value.exp()).collect();
+    let values: Vec<f32> = normal(12, size * size).iter().zip(sizes.iter().cycle()).map(|(v, size)| v * size).collect();
+    let weight = Weight::new(&values, size, size).expect("a weight");
+    let scales = input_scales(&[weight], 0).expect("scales");
+    let signs: Vec<f16> = scales.iter().map(|scale| f16::from_f32(scale.to_f32().signum())).collect();
+    let settings = Settings { threads: 2, scale: Some(1.04), ..Settings::default() };
+    let [unscaled, scaled] = [signs, scales].map(|suh| {
+        let factor = Factor::new(&hessian(size), &suh, 0.025, 1).expect("a factor");
+        quantize(&weight, &factor, &encoder(4), &settings).expect("a weight").numbers.proxy_error()
+    });
+    assert!(scaled < 0.85 * unscaled, "{scaled}, {unscaled} without scales");
+}
+
+#[test]
 fn blocks_can_be_made_in_any_order() {
     let (inputs, outputs) = (128, 256);
     let values = normal(10, inputs * outputs);
