@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tensor::DType;
+use tensor::format::trellis::{Codebook, Linear, Rate};
 
+use crate::exl3::{self, TrellisInfo};
 use crate::storage::Storage;
 use crate::{CheckpointError, HuggingFace, TensorData, gguf, huggingface, sniff};
 
@@ -27,6 +29,8 @@ pub enum Encoding {
     Supported(DType),
     /// The name in the file: `IQ3_XXS`, `F8_E4M3`, `I64`.
     Other(String),
+    /// Several tensors that are one weight: [`Checkpoint::trellis`]. No [`RawTensor`] is.
+    Trellis(Rate, Codebook),
 }
 
 impl fmt::Display for Encoding {
@@ -34,6 +38,7 @@ impl fmt::Display for Encoding {
         match self {
             Encoding::Supported(dtype) => dtype.fmt(f),
             Encoding::Other(name) => f.write_str(name),
+            Encoding::Trellis(rate, codebook) => write!(f, "exl3 {rate} {codebook}"),
         }
     }
 }
@@ -97,6 +102,15 @@ pub struct UnsupportedTensor {
     pub byte_len: usize,
 }
 
+/// A file of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileInfo {
+    /// Its name, without its folder.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+}
+
 /// How much of a checkpoint is stored in one format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncodingBytes {
@@ -115,14 +129,25 @@ pub struct Checkpoint {
     folder: Option<PathBuf>,
     metadata: Metadata,
     files: Vec<Arc<Storage>>,
+    file_names: Vec<String>,
     tensors: Vec<TensorInfo>,
+    trellis: Vec<TrellisInfo>,
     unsupported: Vec<UnsupportedTensor>,
 }
 
 /// One file of a checkpoint with the tensors that count.
 pub(crate) struct Part {
-    pub(crate) storage: Arc<Storage>,
+    name: String,
+    storage: Arc<Storage>,
     pub(crate) tensors: Vec<RawTensor>,
+}
+
+impl Part {
+    /// The tensors that count of the file at `path`.
+    pub(crate) fn new(path: &Path, storage: Storage, tensors: Vec<RawTensor>) -> Part {
+        let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.display().to_string());
+        Part { name, storage: Arc::new(storage), tensors }
+    }
 }
 
 impl Checkpoint {
@@ -162,7 +187,7 @@ impl Checkpoint {
         if file.split_count() > 1 {
             return Err(CheckpointError::unsupported(NAME, "it is one part of a split file"));
         }
-        let part = Part { storage: Arc::new(Storage::Static(bytes)), tensors: file.tensors };
+        let part = Part::new(NAME.as_ref(), Storage::Static(bytes), file.tensors);
         Checkpoint::assemble(None, None, Metadata::Gguf(file.metadata), vec![part])
     }
 
@@ -173,26 +198,37 @@ impl Checkpoint {
         metadata: Metadata,
         parts: Vec<Part>,
     ) -> Result<Checkpoint, CheckpointError> {
-        let (mut files, mut tensors, mut unsupported) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut files, mut file_names, mut all) = (Vec::new(), Vec::new(), Vec::new());
         for (file, part) in parts.into_iter().enumerate() {
             files.push(part.storage);
-            for RawTensor { name, encoding, shape, range } in part.tensors {
-                match encoding {
-                    Encoding::Supported(dtype) => tensors.push(TensorInfo { name, dtype, shape, file, range }),
-                    Encoding::Other(dtype) => {
-                        unsupported.push(UnsupportedTensor { name, dtype, shape, byte_len: range.len() });
-                    }
+            file_names.push(part.name);
+            all.extend(part.tensors.into_iter().map(|tensor| (file, tensor)));
+        }
+        all.sort_by(|(_, a), (_, b)| a.name.cmp(&b.name));
+        let place = || path.as_deref().map_or("built-in model".to_owned(), |path| path.display().to_string());
+        if let Some(pair) = all.windows(2).find(|pair| pair[0].1.name == pair[1].1.name) {
+            let problem = format!("tensor `{}` is in two of its files", pair[0].1.name);
+            return Err(CheckpointError::invalid(&place(), problem));
+        }
+        let trellis = match &metadata {
+            Metadata::HuggingFace(metadata) => exl3::take(&place(), metadata, &mut all, &files)?,
+            Metadata::Gguf(_) => Vec::new(),
+        };
+        let (mut tensors, mut unsupported) = (Vec::new(), Vec::new());
+        for (file, RawTensor { name, encoding, shape, range }) in all {
+            match encoding {
+                Encoding::Supported(dtype) => tensors.push(TensorInfo { name, dtype, shape, file, range }),
+                Encoding::Other(_) | Encoding::Trellis(..) => {
+                    unsupported.push(UnsupportedTensor {
+                        name,
+                        dtype: encoding.to_string(),
+                        shape,
+                        byte_len: range.len(),
+                    });
                 }
             }
         }
-        tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        unsupported.sort_by(|a, b| a.name.cmp(&b.name));
-        let twice = tensors.windows(2).find(|pair| pair[0].name == pair[1].name).map(|pair| &pair[0].name);
-        if let Some(name) = twice {
-            let place = path.as_deref().map_or("built-in model".to_owned(), |path| path.display().to_string());
-            return Err(CheckpointError::invalid(&place, format!("tensor `{name}` is in two of its files")));
-        }
-        Ok(Checkpoint { path, folder, metadata, files, tensors, unsupported })
+        Ok(Checkpoint { path, folder, metadata, files, file_names, tensors, trellis, unsupported })
     }
 
     /// What the checkpoint says about its model.
@@ -208,6 +244,38 @@ impl Checkpoint {
     /// What [`Checkpoint::open`] was given; `None` for a built-in model.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
+    }
+
+    /// The files of the weights, in the order in which they were opened.
+    pub fn files(&self) -> Vec<FileInfo> {
+        let names = self.file_names.iter().zip(&self.files);
+        names.map(|(name, file)| FileInfo { name: name.clone(), bytes: file.bytes().len() as u64 }).collect()
+    }
+
+    /// All trellis weights of an EXL3 folder, sorted by name. The tensors that they are made of are neither in
+    /// [`Checkpoint::tensors`] nor in [`Checkpoint::unsupported`].
+    pub fn trellis(&self) -> &[TrellisInfo] {
+        &self.trellis
+    }
+
+    /// The trellis weight of that name ([`TrellisInfo::name`]). Copies its scales and none of its tiles.
+    ///
+    /// # Errors
+    /// [`CheckpointError::MissingTensor`].
+    pub fn linear(&self, name: &str) -> Result<Linear<'_>, CheckpointError> {
+        let index = self.trellis.binary_search_by(|info| info.name.as_str().cmp(name));
+        let index = index.map_err(|_| CheckpointError::MissingTensor { name: name.to_owned() })?;
+        self.trellis[index].linear(&self.files)
+    }
+
+    /// The tiles of the trellis weight of that name, to read them ahead and to give their pages back.
+    ///
+    /// # Errors
+    /// [`CheckpointError::MissingTensor`].
+    pub fn tiles(&self, name: &str) -> Result<TensorData, CheckpointError> {
+        let index = self.trellis.binary_search_by(|info| info.name.as_str().cmp(name));
+        let index = index.map_err(|_| CheckpointError::MissingTensor { name: name.to_owned() })?;
+        Ok(self.trellis[index].tiles(&self.files))
     }
 
     /// All tensors in formats that can be read, sorted by name.
@@ -259,7 +327,8 @@ impl Checkpoint {
         let supported = self.tensors.iter().map(|info| (Encoding::Supported(info.dtype), info.byte_len()));
         let others = self.unsupported.iter().map(|info| (Encoding::Other(info.dtype.clone()), info.byte_len));
         let mut groups = BTreeMap::<String, EncodingBytes>::new();
-        for (encoding, bytes) in supported.chain(others) {
+        let trellis = self.trellis.iter().map(|info| (Encoding::Trellis(info.rate, info.codebook), info.byte_len()));
+        for (encoding, bytes) in supported.chain(trellis).chain(others) {
             let group = groups.entry(encoding.to_string()).or_insert(EncodingBytes { encoding, tensors: 0, bytes: 0 });
             group.tensors += 1;
             group.bytes += bytes as u64;

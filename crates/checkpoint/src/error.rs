@@ -111,6 +111,14 @@ pub enum CheckpointError {
         /// The format's name in the file.
         dtype: String,
     },
+    /// The tensors of a trellis weight don't fit together, or one is not there.
+    #[error("trellis weight `{name}`: {problem}")]
+    Trellis {
+        /// What their names begin with.
+        name: String,
+        /// Which of them, what was expected and found, and maybe a hint.
+        problem: String,
+    },
     /// The disk filled up while a file was written; what was written of it is gone again.
     #[error("no space left on the disk: `{}` could not be written beyond {written} bytes", path.display())]
     DiskFull {

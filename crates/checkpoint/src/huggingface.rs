@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
@@ -83,7 +82,7 @@ fn read_text(path: &Path) -> Result<String, CheckpointError> {
 fn part(path: &Path) -> Result<Part, CheckpointError> {
     let storage = Storage::map(path)?;
     let tensors = safetensors::parse(&path.display().to_string(), storage.bytes())?;
-    Ok(Part { storage: Arc::new(storage), tensors })
+    Ok(Part::new(path, storage, tensors))
 }
 
 /// Opens the shards that the index names and keeps the tensors that it finds in them.

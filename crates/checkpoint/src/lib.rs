@@ -5,11 +5,14 @@
 //! [`safetensors::Writer`] write through an [`AtomicFile`], so that a target is either the old file or the whole new
 //! one.
 //!
+//! The weights of an EXL3 folder, which are several tensors each, come as one ([`exl3`]).
+//!
 //! This crate knows no model: names, shapes and metadata mean nothing to it.
 
 mod atomic_file;
 mod checkpoint;
 mod error;
+pub mod exl3;
 pub mod gguf;
 pub mod huggingface;
 pub mod safetensors;
@@ -18,7 +21,9 @@ mod storage;
 mod stream;
 
 pub use atomic_file::AtomicFile;
-pub use checkpoint::{Checkpoint, Encoding, EncodingBytes, Metadata, RawTensor, TensorInfo, UnsupportedTensor};
+pub use checkpoint::{
+    Checkpoint, Encoding, EncodingBytes, FileInfo, Metadata, RawTensor, TensorInfo, UnsupportedTensor,
+};
 pub use error::CheckpointError;
 pub use huggingface::HuggingFace;
 pub use storage::TensorData;

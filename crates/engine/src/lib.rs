@@ -29,6 +29,7 @@
 mod cached;
 mod cancel;
 mod decode;
+mod dequantize;
 mod error;
 mod forward;
 mod load;

@@ -4,13 +4,15 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use checkpoint::gguf::{Array, Value};
-use checkpoint::{Checkpoint, Metadata, TensorInfo};
+use checkpoint::{Checkpoint, Metadata};
 use model::hugging_face::stop_tokens_of_generation_config;
 use model::tensors::{is_redundant, is_vision, tensors};
-use model::{Config, ConfigError, GgufValue, TensorEntry};
+use model::{Config, ConfigError, GgufValue, Role, TensorEntry};
+use tensor::format::trellis::hadamard::BLOCK;
+use tensor::format::trellis::{Codebook, Rate};
 use tensor::{DType, WeightBytes, WeightError, WeightSource};
 
-use crate::EngineError;
+use crate::{EngineError, dequantize};
 
 /// A checkpoint whose configuration and tensors have been found to be those of a Gemma 3 model. Gives the weights by
 /// the names that programs have.
@@ -30,8 +32,13 @@ pub struct SourceTensor {
     pub entry: TensorEntry,
     /// Its name in the checkpoint.
     pub name: String,
-    /// Its format in the checkpoint.
+    /// The format in which programs get it: that of the checkpoint, or F16 for a trellis weight, which is decoded when
+    /// it is opened.
     pub dtype: DType,
+    /// How it is stored, if it is a trellis weight.
+    pub trellis: Option<(Rate, Codebook)>,
+    /// Its bytes in the checkpoint.
+    pub stored_bytes: usize,
 }
 
 impl<'a> ModelSource<'a> {
@@ -40,7 +47,12 @@ impl<'a> ModelSource<'a> {
     /// # Errors
     /// A configuration that is not Gemma 3's; tensors that are missing, of the wrong shape, or of another model.
     pub fn open(checkpoint: &'a Checkpoint) -> Result<ModelSource<'a>, EngineError> {
-        let config = read_config(checkpoint)?;
+        let mut config = read_config(checkpoint)?;
+        // exllamav3 quantizes the head, even if the embedding, which it leaves as it is, has the same weights.
+        let head = TensorEntry::new(&config, Role::Head, None).hugging_face_names();
+        if checkpoint.trellis().iter().any(|weight| head.contains(&weight.name)) {
+            config.tied_embeddings = false;
+        }
         let hugging_face = matches!(checkpoint.metadata(), Metadata::HuggingFace(_));
         let entries = tensors(&config);
         let stranger = stranger(checkpoint, &config, &entries, hugging_face);
@@ -76,6 +88,11 @@ impl<'a> ModelSource<'a> {
         self.checkpoint
     }
 
+    /// Number of weights that are trellises in the checkpoint and are decoded when they are opened.
+    pub fn trellis_weights(&self) -> usize {
+        self.tensors.iter().filter(|tensor| tensor.trellis.is_some()).count()
+    }
+
     /// The weight of a norm `[n]`, with the 1 added that Hugging Face files leave out.
     ///
     /// # Errors
@@ -92,10 +109,13 @@ impl<'a> ModelSource<'a> {
 }
 
 impl WeightSource for ModelSource<'_> {
-    /// A matrix as it is in the checkpoint, a norm in f32.
+    /// A matrix as it is in the checkpoint, or decoded to F16 if it is a trellis; a norm in f32.
     fn open(&self, name: &str) -> Result<Arc<dyn WeightBytes>, WeightError> {
         let index = *self.by_name.get(name).ok_or_else(|| format!("the model has no weight `{name}`"))?;
         let tensor = &self.tensors[index];
+        if tensor.trellis.is_some() {
+            return Ok(Arc::new(dequantize::open(self.checkpoint, tensor)?));
+        }
         if !tensor.entry.role.is_norm() {
             return Ok(self.checkpoint.bytes(&tensor.name)?);
         }
@@ -163,6 +183,7 @@ fn gguf_array(array: &Array) -> Vec<GgufValue> {
 /// The names of all tensors, those in formats that can't be read included.
 fn names(checkpoint: &Checkpoint) -> impl Iterator<Item = &str> {
     let known = checkpoint.tensors().iter().map(|tensor| tensor.name.as_str());
+    let known = known.chain(checkpoint.trellis().iter().map(|weight| weight.name.as_str()));
     known.chain(checkpoint.unsupported().iter().map(|tensor| tensor.name.as_str()))
 }
 
@@ -187,18 +208,30 @@ fn find(
     stranger: &Option<String>,
 ) -> Result<SourceTensor, EngineError> {
     let candidates = candidates(&entry, hugging_face);
-    let present = candidates.iter().find(|candidate| names_contain(checkpoint, candidate));
+    let present = candidates.iter().find(|candidate| names(checkpoint).any(|name| name == *candidate));
     let Some(name) = present else {
         return Err(EngineError::MissingTensor { tensor: candidates[0].clone(), stranger: stranger.clone() });
     };
-    let TensorInfo { shape, dtype, .. } = checkpoint.get(name)?;
-    if *shape != entry.shape() {
-        return Err(EngineError::Shape { tensor: name.clone(), expected: entry.shape(), found: shape.clone() });
+    let mismatch = |found: &[usize]| {
+        let (tensor, expected, found) = (name.clone(), entry.shape(), found.to_vec());
+        Err(EngineError::Shape { tensor, expected, found })
+    };
+    if let Some(weight) = checkpoint.trellis().iter().find(|weight| weight.name == *name) {
+        let padded = [entry.rows.next_multiple_of(BLOCK), entry.columns.next_multiple_of(BLOCK)];
+        return match (entry.role.is_norm(), weight.has_bias) {
+            (false, false) if [weight.outputs, weight.inputs] == padded => {
+                let (trellis, stored_bytes) = (Some((weight.rate, weight.codebook)), weight.byte_len());
+                Ok(SourceTensor { name: name.clone(), dtype: DType::F16, trellis, stored_bytes, entry })
+            }
+            (false, true) => {
+                Err(EngineError::UnknownTensor { tensor: format!("{}.bias", name.trim_end_matches(".weight")) })
+            }
+            _ => mismatch(&[weight.outputs, weight.inputs]),
+        };
     }
-    Ok(SourceTensor { name: name.clone(), dtype: *dtype, entry })
-}
-
-/// Whether a tensor is there, in whatever format.
-fn names_contain(checkpoint: &Checkpoint, name: &str) -> bool {
-    checkpoint.tensor(name).is_some() || checkpoint.unsupported().iter().any(|tensor| tensor.name == name)
+    let info = checkpoint.get(name)?;
+    if info.shape != entry.shape() {
+        return mismatch(&info.shape);
+    }
+    Ok(SourceTensor { name: name.clone(), dtype: info.dtype, trellis: None, stored_bytes: info.byte_len(), entry })
 }

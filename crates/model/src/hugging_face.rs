@@ -29,6 +29,8 @@ impl Config {
             Some(other) => return Err(ConfigError::field("text_config", "an object", other)),
         };
         check_fixed(&text)?;
+        check_quantization(&text)?;
+        check_quantization(&Fields { map: root })?;
         let (local_rope, global_rope) = ropes(&text)?;
         let config = Config {
             layers: layers(&text)?,
@@ -100,9 +102,18 @@ fn check_fixed(text: &Fields<'_>) -> Result<(), ConfigError> {
             Some(value) => return Err(ConfigError::field(field, "`gelu_pytorch_tanh`", value)),
         }
     }
-    match text.get("quantization_config") {
-        None => Ok(()),
-        Some(_) => Err(ConfigError::field("quantization_config", "none (weights in bf16, f16 or f32)", "…")),
+    Ok(())
+}
+
+/// Refuses weights that were quantized otherwise than as exllamav3 does it.
+fn check_quantization(fields: &Fields<'_>) -> Result<(), ConfigError> {
+    let Some(config) = fields.object("quantization_config")? else { return Ok(()) };
+    match config.get("quant_method") {
+        Some(method) if method.as_str() == Some("exl3") => Ok(()),
+        method => {
+            let expected = "`exl3`, or no `quantization_config` (weights in bf16, f16 or f32)";
+            Err(ConfigError::field("quant_method", expected, method.unwrap_or(&Value::Null)))
+        }
     }
 }
 

@@ -173,6 +173,8 @@ fn parts_that_do_not_fit_are_refused() {
     assert_eq!(error(Parts { svh: None, ..parts }), LinearError::NoScales("svh", "sv"));
     let length = |name, found, expected| LinearError::Length { name, found, expected };
     assert_eq!(error(Parts { mul1: Some(&[0; 8]), ..parts }), length("mul1", 8, 4));
+    let mark = LinearError::Mark { name: "mul1", found: 0x83dc_d12e, expected: 0x83dc_d12d };
+    assert_eq!(error(Parts { mul1: Some(&[0x2e, 0xd1, 0xdc, 0x83]), ..parts }), mark);
     assert_eq!(error(Parts { trellis: &bytes[0][1..], ..parts }), length("trellis", 10_239, 10_240));
     assert_eq!(error(Parts { suh: Some(&bytes[2]), ..parts }), length("suh", 512, 256));
     assert_eq!(error(Parts { suh: None, su: Some(&[0; 15]), ..parts }), length("su", 15, 16));

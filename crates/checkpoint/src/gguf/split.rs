@@ -3,7 +3,6 @@
 //! The first file has all metadata; `split.no` (from 0), `split.count` and `split.tensors.count` are in each.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::read::{File, parse};
 use super::value::{Metadata, Value};
@@ -19,11 +18,11 @@ pub(crate) fn open(path: &Path, storage: Storage) -> Result<(Metadata, Vec<Part>
     let first = parse(&path.display().to_string(), storage.bytes())?;
     let count = first.split_count();
     if count == 1 {
-        return Ok((first.metadata, vec![Part { storage: Arc::new(storage), tensors: first.tensors }]));
+        return Ok((first.metadata, vec![Part::new(path, storage, first.tensors)]));
     }
     let paths = siblings(path, &first, count)?;
     let total = first.metadata.get("split.tensors.count").and_then(Value::as_u64);
-    let mut parts = vec![Part { storage: Arc::new(storage), tensors: first.tensors }];
+    let mut parts = vec![Part::new(path, storage, first.tensors)];
     for (number, path) in paths.iter().enumerate().skip(1) {
         let storage = Storage::map(path)?;
         let name = path.display().to_string();
@@ -32,7 +31,7 @@ pub(crate) fn open(path: &Path, storage: Storage) -> Result<(Metadata, Vec<Part>
         if found != Some(number as u64) || file.split_count() != count {
             return Err(CheckpointError::invalid(&name, format!("it is not part {} of {count}", number + 1)));
         }
-        parts.push(Part { storage: Arc::new(storage), tensors: file.tensors });
+        parts.push(Part::new(path, storage, file.tensors));
     }
     let found: usize = parts.iter().map(|part| part.tensors.len()).sum();
     if total.is_some_and(|total| total != found as u64) {

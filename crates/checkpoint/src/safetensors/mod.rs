@@ -2,10 +2,14 @@
 //!
 //! Format: <https://github.com/huggingface/safetensors#format>.
 
+mod element;
 mod read;
+mod shards;
 mod write;
 
+pub use element::{Declared, Element};
 pub use read::parse;
+pub use shards::ShardedWriter;
 pub use write::Writer;
 
 /// Longest header in bytes, as in the safetensors library.

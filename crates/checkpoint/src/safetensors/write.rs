@@ -5,8 +5,9 @@ use std::path::Path;
 
 use tensor::DType;
 
+use super::{Declared, Element};
 use crate::CheckpointError;
-use crate::stream::{TensorStream, declared_bytes};
+use crate::stream::TensorStream;
 
 /// A safetensors file being written: each declared tensor in turn, whole or in chunks, then [`Writer::finish`].
 ///
@@ -28,6 +29,26 @@ impl Writer {
         tensors: &[(&str, DType, &[usize])],
         metadata: &[(&str, &str)],
     ) -> Result<Writer, CheckpointError> {
+        let declare = |&(name, dtype, shape): &(&str, DType, &[usize])| match Element::of(dtype) {
+            Some(element) => Ok(Declared { name: name.to_owned(), element, shape: shape.to_vec() }),
+            None => {
+                let problem = format!("safetensors files don't have the format {dtype}");
+                Err(CheckpointError::Declaration { what: name.to_owned(), problem })
+            }
+        };
+        let tensors = tensors.iter().map(declare).collect::<Result<Vec<_>, _>>()?;
+        Writer::create_declared(path, &tensors, metadata)
+    }
+
+    /// The same with tensors of any kind of numbers.
+    ///
+    /// # Errors
+    /// As [`Writer::create`].
+    pub fn create_declared(
+        path: &Path,
+        tensors: &[Declared],
+        metadata: &[(&str, &str)],
+    ) -> Result<Writer, CheckpointError> {
         let mut names = BTreeSet::from(["__metadata__"]);
         let mut header = String::from("{");
         if !metadata.is_empty() {
@@ -37,22 +58,20 @@ impl Writer {
         }
         let mut offset = 0;
         let mut declared = Vec::new();
-        for &(name, dtype, shape) in tensors {
-            let refuse = |problem: String| CheckpointError::Declaration { what: name.to_owned(), problem };
-            let Some(type_name) = type_name(dtype) else {
-                return Err(refuse(format!("safetensors files don't have the format {dtype}")));
-            };
-            if !names.insert(name) {
-                return Err(refuse("the name is taken".to_owned()));
+        for tensor in tensors {
+            if !names.insert(&tensor.name) {
+                let problem = "the name is taken".to_owned();
+                return Err(CheckpointError::Declaration { what: tensor.name.clone(), problem });
             }
-            let bytes = declared_bytes(name, dtype, shape)?;
-            let end = offset + bytes;
+            let bytes = tensor.bytes()?;
+            let (end, shape) = (offset + bytes, &tensor.shape);
             header += &format!(
-                "{}:{{\"dtype\":\"{type_name}\",\"shape\":{shape:?},\"data_offsets\":[{offset},{end}]}},",
-                quoted(name)
+                "{}:{{\"dtype\":\"{}\",\"shape\":{shape:?},\"data_offsets\":[{offset},{end}]}},",
+                quoted(&tensor.name),
+                tensor.element.name()
             );
             offset = end;
-            declared.push((name.to_owned(), bytes));
+            declared.push((tensor.name.clone(), bytes));
         }
         let mut header = header.trim_end_matches(',').to_owned() + "}";
         // The data starts at a multiple of 8, so that readers can use it in place.
@@ -89,22 +108,4 @@ impl Writer {
 
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
-}
-
-fn type_name(dtype: DType) -> Option<&'static str> {
-    match dtype {
-        DType::F32 => Some("F32"),
-        DType::F16 => Some("F16"),
-        DType::BF16 => Some("BF16"),
-        DType::Q4_0
-        | DType::Q4_1
-        | DType::Q5_0
-        | DType::Q5_1
-        | DType::Q8_0
-        | DType::Q2_K
-        | DType::Q3_K
-        | DType::Q4_K
-        | DType::Q5_K
-        | DType::Q6_K => None,
-    }
 }

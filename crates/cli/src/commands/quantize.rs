@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use backend_cpu::physical_cores;
 use checkpoint::gguf::{Builder, Metadata as GgufMetadata, Value, Writer};
 use checkpoint::{Checkpoint, Metadata};
@@ -11,7 +11,7 @@ use engine::{ModelSource, SourceTensor};
 use model::Role;
 use serde_json::json;
 use tensor::format::EncodeError;
-use tensor::{DType, WeightBytes};
+use tensor::{DType, WeightSource};
 
 use crate::args::QuantizeArgs;
 use crate::model_source::Model;
@@ -42,11 +42,13 @@ pub(crate) fn run(args: QuantizeArgs) -> Result<()> {
         builder.tensor(&tensor.entry.name, formats.of_tensor(tensor), &tensor.entry.shape())?;
     }
     let bytes = builder.file_bytes();
+    let decoded = |tensor: &SourceTensor| tensor.dtype.tensor_bytes(tensor.entry.rows, tensor.entry.columns);
+    let total = source.tensors().iter().filter_map(decoded).map(|bytes| bytes as u64).sum();
     let mut task = Task {
         source: &source,
         formats,
         threads: args.threads.unwrap_or_else(physical_cores),
-        progress: Progress::new("quantizing", Unit::Bytes, model.checkpoint.file_bytes()),
+        progress: Progress::new("quantizing", Unit::Bytes, total),
         read: 0,
         writer: builder.create(&args.output)?,
     };
@@ -166,7 +168,8 @@ impl Task<'_> {
             let bytes: Vec<u8> = values.iter().flat_map(|value| (value * factor).to_le_bytes()).collect();
             return Ok(self.writer.write_tensor(&tensor.entry.name, &bytes)?);
         }
-        let data = self.source.checkpoint().bytes(&tensor.name)?;
+        // A trellis weight is decoded here.
+        let data = self.source.open(&tensor.entry.name).map_err(|error| anyhow!(error))?;
         let (rows, columns) = (tensor.entry.rows, tensor.entry.columns);
         let (from, to) = (tensor.dtype, self.formats.of_tensor(tensor));
         let row_bytes = data.bytes().len() / rows.max(1);

@@ -42,7 +42,7 @@ pub struct Parts<'a> {
     pub su: Option<&'a [u8]>,
     /// `sv`, in the place of `svh`.
     pub sv: Option<&'a [u8]>,
-    /// `mcg`: there if the codebook is [`Codebook::Mcg`].
+    /// `mcg`: there if the codebook is [`Codebook::Mcg`], whose multiplier it holds as a 32-bit integer.
     pub mcg: Option<&'a [u8]>,
     /// `mul1`: there if it is [`Codebook::Mul1`].
     pub mul1: Option<&'a [u8]>,
@@ -110,6 +110,19 @@ pub enum LinearError {
     /// The marks of two codebooks.
     #[error("`mcg` and `mul1` are both there, expected at most one of them")]
     TwoCodebooks,
+    /// The mark of a codebook with another multiplier than that codebook has.
+    #[error(
+        "`{name}` is {found:#010x}, expected {expected:#010x}, the multiplier of that codebook\n\n\
+         hint: is it from a newer version of exllamav3?"
+    )]
+    Mark {
+        /// The last part of the tensor's name.
+        name: &'static str,
+        /// What it holds.
+        found: u32,
+        /// [`Codebook::multiplier`].
+        expected: u32,
+    },
     /// A scale that is not a finite number.
     #[error("`{name}` has {value} at {index}, expected finite numbers")]
     NotFinite {
@@ -139,7 +152,7 @@ impl<'a> Linear<'a> {
         let (inputs, outputs) = (rows.saturating_mul(SIDE), columns.saturating_mul(SIDE));
         check(rate, codebook, inputs, outputs)?;
         for (name, mark) in [("mcg", parts.mcg), ("mul1", parts.mul1)] {
-            mark.map_or(Ok(()), |bytes| check_length(name, bytes, 4))?;
+            mark.map_or(Ok(()), |bytes| check_mark(name, bytes, codebook))?;
         }
         let trellis_bytes = rows.saturating_mul(columns).saturating_mul(rate.tile_bytes());
         check_length("trellis", parts.trellis, trellis_bytes)?;
@@ -307,6 +320,14 @@ fn check(rate: Rate, codebook: Codebook, inputs: usize, outputs: usize) -> Resul
 fn check_length(name: &'static str, bytes: &[u8], expected: usize) -> Result<(), LinearError> {
     let found = bytes.len();
     if found == expected { Ok(()) } else { Err(LinearError::Length { name, found, expected }) }
+}
+
+/// Compares the mark of a codebook with its multiplier: with another one the same states would be other weights.
+fn check_mark(name: &'static str, bytes: &[u8], codebook: Codebook) -> Result<(), LinearError> {
+    check_length(name, bytes, 4)?;
+    let found = bytes.iter().rev().fold(0, |number, &byte| number << 8 | u32::from(byte));
+    let expected = codebook.multiplier();
+    if found == expected { Ok(()) } else { Err(LinearError::Mark { name, found, expected }) }
 }
 
 fn check_finite(name: &'static str, values: &[f16]) -> Result<(), LinearError> {
