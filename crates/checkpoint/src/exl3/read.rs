@@ -109,11 +109,7 @@ pub(crate) fn take(
 }
 
 /// Checks the tensors of one weight.
-fn info(
-    prefix: &str,
-    group: Vec<(usize, RawTensor)>,
-    files: &[Arc<Storage>],
-) -> Result<TrellisInfo, CheckpointError> {
+fn info(prefix: &str, group: Vec<(usize, RawTensor)>, files: &[Arc<Storage>]) -> Result<TrellisInfo, CheckpointError> {
     let refuse = |problem: String| CheckpointError::Trellis { name: prefix.to_owned(), problem };
     let (mut parts, mut tiles) = (BTreeMap::new(), [0; 3]);
     if group.iter().any(|(_, tensor)| tensor.name.ends_with(".signs")) {
