@@ -9,6 +9,7 @@ use tensor::BackendError;
 
 use crate::args::DeviceArg;
 use crate::devices::{self, Device, Machine, first_line};
+use crate::output;
 
 /// How often a GPU may fail during one answer, text or measurement before the CPU goes on with it.
 pub(crate) const RESTARTS: usize = 1;
@@ -41,6 +42,9 @@ impl Runner {
         wanted: DeviceArg,
         options: &EngineOptions,
     ) -> Result<Runner> {
+        if let Some(text) = decoded(checkpoint) {
+            output::notice(&text);
+        }
         let load = |device: &dyn Device, options: &EngineOptions| Engine::load(checkpoint, device, options);
         let (engine, device) = devices::load(machine, wanted, options, &load)?;
         Ok(Runner { engine, home: Home { device, machine, checkpoint: None } })
@@ -79,6 +83,20 @@ impl Runner {
         }
         Ok(())
     }
+}
+
+/// What is to be said about trellis weights, if there are any.
+pub(crate) fn decoded(checkpoint: &Checkpoint) -> Option<String> {
+    let weights = checkpoint.trellis();
+    let bytes: usize = weights.iter().map(|weight| 2 * weight.inputs * weight.outputs).sum();
+    (!weights.is_empty()).then(|| {
+        format!(
+            "{} EXL3 weights are decoded to f16 while they are loaded and take {}: devices don't multiply them as they \
+             are yet",
+            weights.len(),
+            output::bytes(bytes as u64)
+        )
+    })
 }
 
 impl Home {

@@ -224,6 +224,56 @@ fn wrong_tensors_are_named() {
     assert!(matches!(huge, EngineError::Shape { .. }), "{huge}");
 }
 
+/// What a trellis in the place of a weight leads to, after a change to its tensors.
+fn trellis(name: &str, change: impl Fn(&mut Tensors)) -> Result<(), String> {
+    let mut tensors = read(&golden(MODEL));
+    let prefix = QUERY.strip_suffix("weight").unwrap();
+    tensors.remove(QUERY);
+    let halves = |count, value: [u8; 2]| ("F16".to_owned(), vec![count], value.repeat(count));
+    tensors.insert(format!("{prefix}trellis"), ("I16".into(), vec![8, 16, 16], vec![0; 8 * 16 * 32]));
+    tensors.insert(format!("{prefix}suh"), halves(128, [0x00, 0x3c]));
+    tensors.insert(format!("{prefix}svh"), halves(256, [0x00, 0x3c]));
+    change(&mut tensors);
+    let folder = Folder::new(name);
+    write(&folder, &config(), &tensors);
+    let checkpoint = Checkpoint::open(&folder.0).map_err(|error| error.to_string())?;
+    let source = ModelSource::open(&checkpoint).map_err(|error| error.to_string())?;
+    assert_eq!(source.trellis_weights(), 1);
+    let bytes = WeightSource::open(&source, "blk.3.attn_q.weight").map_err(|error| error.to_string())?;
+    assert_eq!(bytes.bytes().len(), 128 * 256 * 2);
+    Ok(())
+}
+
+#[test]
+fn trellis_weights_that_do_not_fit_are_named() {
+    assert_eq!(trellis("trellis", |_| ()), Ok(()));
+    let part = |name: &str| QUERY.replace("weight", name);
+    let shape = trellis("trellis-shape", |tensors| {
+        tensors.get_mut(&part("trellis")).unwrap().1 = vec![16, 8, 16];
+        let suh = tensors[&part("suh")].clone();
+        let svh = tensors.insert(part("svh"), suh).unwrap();
+        tensors.insert(part("suh"), svh);
+    });
+    assert!(shape.unwrap_err().contains("expected shape [256, 128] by the configuration, found [128, 256]"));
+    let bias = trellis("trellis-bias", |tensors| {
+        let bias = tensors[&part("svh")].clone();
+        tensors.insert(part("bias"), bias);
+    });
+    assert!(bias.unwrap_err().contains("`model.layers.3.self_attn.q_proj.bias` is not part of"));
+    let twice = trellis("trellis-twice", |tensors| {
+        let weight = read(&golden(MODEL)).remove(QUERY).unwrap();
+        tensors.insert(QUERY.into(), weight);
+    });
+    assert!(twice.unwrap_err().contains("it has a part `weight`"));
+    // All weights are the same before they are rotated, so that one is 128 times as large and all others 0.
+    let large = trellis("trellis-large", |tensors| {
+        for name in ["suh", "svh"] {
+            tensors.get_mut(&part(name)).unwrap().2.as_chunks_mut().0.fill([0x00, 0x5c]);
+        }
+    });
+    assert!(large.unwrap_err().contains("expected less than 65520 for F16"));
+}
+
 #[test]
 fn a_device_without_kernels_for_a_format_is_named() {
     struct Few;

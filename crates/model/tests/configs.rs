@@ -83,6 +83,25 @@ fn other_architectures_are_named() {
     assert!(matches!(Config::from_config_json("{}").unwrap_err(), ConfigError::Missing { .. }));
 }
 
+#[test]
+fn weights_of_exllamav3_are_no_obstacle_and_others_are() {
+    let with = |method: &str, nested: bool| {
+        let config = format!(r#""quantization_config": {{"quant_method": {method}, "bits": 2.5}}"#);
+        let json = if nested {
+            format!(r#"{{"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {HUB_1B}, {config}}}"#)
+        } else {
+            HUB_1B.replacen('{', &format!("{{{config},"), 1)
+        };
+        Config::from_config_json(&json)
+    };
+    for nested in [false, true] {
+        assert_eq!(with("\"exl3\"", nested).unwrap(), Config::from_config_json(HUB_1B).unwrap());
+        let error = with("\"gptq\"", nested).unwrap_err().to_string();
+        assert!(error.contains("`quant_method`") && error.contains("`exl3`") && error.contains("gptq"), "{error}");
+        assert!(with("null", nested).is_err());
+    }
+}
+
 /// Every field with values that it must refuse; the message names the field.
 #[test]
 fn absurd_values_are_refused() {

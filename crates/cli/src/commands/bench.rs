@@ -21,7 +21,7 @@ use crate::devices::{self, Device, Machine, ThisMachine};
 use crate::failure::Usage;
 use crate::model_source::Model;
 use crate::random_model::RandomModel;
-use crate::{interrupt, output};
+use crate::{interrupt, output, runner};
 use measure::{Bench, Case, FIRST_TOKEN_PROMPT, Measurement};
 use report::{Place, Report};
 
@@ -74,6 +74,11 @@ impl Weights {
 
     /// Loads them, and measures the memory before that.
     fn load(&self, machine: &dyn Machine, device: DeviceArg, options: &EngineOptions) -> Result<Load> {
+        if let Weights::Files(model) = self
+            && let Some(text) = runner::decoded(&model.checkpoint)
+        {
+            output::notice(&text);
+        }
         let threads = options.threads.unwrap_or(1);
         let (bandwidth, start) = (Cell::new(None), Cell::new(Instant::now()));
         let load = |device: &dyn Device, options: &EngineOptions| {

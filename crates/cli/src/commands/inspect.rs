@@ -1,6 +1,7 @@
 //! `inspect`: what is in a checkpoint, and what the machine has.
 
 mod devices;
+mod exl3;
 
 use anyhow::Result;
 use checkpoint::{Checkpoint, Metadata};
@@ -62,6 +63,7 @@ fn memory(source: &ModelSource<'_>) -> Result<Estimate> {
 
 fn kind(checkpoint: &Checkpoint) -> &'static str {
     match checkpoint.metadata() {
+        Metadata::HuggingFace(_) if !checkpoint.trellis().is_empty() => "EXL3 folder",
         Metadata::HuggingFace(_) => "Hugging Face folder",
         Metadata::Gguf(_) => "GGUF file",
     }
@@ -81,7 +83,7 @@ fn text(model: &Model, source: &ModelSource<'_>, memory: &Estimate, tensors: boo
     let total = used.weights + used.caches + used.scratch;
     let mut lines = vec![
         format!("{}: Gemma 3, {} parameters", model.name, count(config.parameters())),
-        format!("  {}, {} tensors, {}", kind(checkpoint), checkpoint.tensors().len(), bytes(checkpoint.file_bytes())),
+        format!("  {}, {} tensors, {}", kind(checkpoint), tensor_count(checkpoint), bytes(checkpoint.file_bytes())),
         format!("  layers       {}: {local} local{window}, {global} global", config.layers.len()),
         format!("  hidden       {}, feed-forward {}", config.hidden, config.feed_forward),
         format!("  heads        {}, key/value heads {}, size {}", config.heads, config.kv_heads, config.head_dim),
@@ -92,12 +94,13 @@ fn text(model: &Model, source: &ModelSource<'_>, memory: &Estimate, tensors: boo
     ];
     for group in checkpoint.bytes_by_encoding() {
         lines.push(format!(
-            "  {:<12} {:>4} tensors, {}",
+            "  {:<13}{:>4} tensors, {}",
             group.encoding.to_string(),
             group.tensors,
             bytes(group.bytes)
         ));
     }
+    lines.extend(exl3::lines(source));
     if source.vision_tensors() > 0 {
         lines.push(format!("  vision       {} tensors, not used yet", source.vision_tensors()));
     }
@@ -109,6 +112,7 @@ fn text(model: &Model, source: &ModelSource<'_>, memory: &Estimate, tensors: boo
         bytes(used.scratch)
     ));
     if tensors {
+        lines.extend(exl3::weight_lines(checkpoint));
         lines.extend(checkpoint.tensors().iter().map(|tensor| {
             format!("  {:<60} {:<6} {:?}, {}", tensor.name, tensor.dtype, tensor.shape, bytes(tensor.byte_len() as u64))
         }));
@@ -116,6 +120,11 @@ fn text(model: &Model, source: &ModelSource<'_>, memory: &Estimate, tensors: boo
         lines.extend(others.map(|tensor| format!("  {:<60} {:<6} {:?}", tensor.name, tensor.dtype, tensor.shape)));
     }
     lines.join("\n") + "\n"
+}
+
+/// Tensors in formats that can be read; those of a trellis weight count as one.
+fn tensor_count(checkpoint: &Checkpoint) -> usize {
+    checkpoint.tensors().len() + checkpoint.trellis().len()
 }
 
 fn report(model: &Model, source: &ModelSource<'_>, memory: &Estimate, tensors: bool) -> Value {
@@ -140,6 +149,9 @@ fn report(model: &Model, source: &ModelSource<'_>, memory: &Estimate, tensors: b
             "scratch_bytes": memory.used.scratch,
         },
     });
+    if let Some(about) = exl3::report(source) {
+        report["exl3"] = about;
+    }
     if tensors {
         let known = checkpoint.tensors().iter().map(|tensor| {
             json!({
@@ -152,7 +164,7 @@ fn report(model: &Model, source: &ModelSource<'_>, memory: &Estimate, tensors: b
         let others = checkpoint.unsupported().iter().map(|tensor| {
             json!({ "name": tensor.name, "format": tensor.dtype, "shape": tensor.shape, "bytes": tensor.byte_len })
         });
-        report["tensors"] = known.chain(others).collect();
+        report["tensors"] = exl3::weight_reports(checkpoint).chain(known).chain(others).collect();
     }
     report
 }

@@ -1,0 +1,129 @@
+//! What the program says about a folder of exllamav3, and that it runs.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use checkpoint::Checkpoint;
+use checkpoint::exl3::{LinearTensors, QuantizationConfig};
+use checkpoint::safetensors::{Declared, Element, ShardedWriter};
+use half::f16;
+use tensor::WeightBytes;
+use tensor::format::trellis::{Codebook, Linear, Rate};
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/text-27b-shape")
+}
+
+/// A folder that is gone at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("lapidary-cli-exl3-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_lapidary")).args(arguments).output().expect("the program starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Weights of that shape from arbitrary bits, at 2.5 bits for the feed-forward layers and 4 for all else.
+fn linear(name: &str, outputs: usize, inputs: usize) -> Linear<'static> {
+    let rate = Rate::from_half_bits(if name.contains("mlp") { 5 } else { 8 }).unwrap();
+    let (suh, svh) = (vec![f16::from_f32(0.02); inputs], vec![f16::ONE; outputs.next_multiple_of(128)]);
+    let mut linear = Linear::new(rate, Codebook::Mul1, suh, svh).unwrap();
+    for row in 0..inputs / 16 {
+        for column in 0..outputs / 16 {
+            let seed = (row * 1000 + column) as u64;
+            let bytes = linear.tile_mut(row, column);
+            bytes.iter_mut().enumerate().for_each(|(at, byte)| *byte = tensor::philox::bits(seed, at as u64) as u8);
+        }
+    }
+    linear
+}
+
+/// A golden model with other weights, and a quantized head although the embedding is tied.
+fn write(folder: &Folder, config: &QuantizationConfig) {
+    let checkpoint = Checkpoint::open(&golden()).expect("the golden models are part of the repository");
+    let mut tensors: Vec<(Declared, Vec<u8>)> = Vec::new();
+    for info in checkpoint.tensors() {
+        if info.shape.len() == 1 || info.name.contains("embed_tokens") {
+            let element = Element::of(info.dtype).unwrap();
+            let declared = Declared { name: info.name.clone(), element, shape: info.shape.clone() };
+            tensors.push((declared, checkpoint.bytes(&info.name).unwrap().bytes().to_vec()));
+        }
+        if let &[outputs, inputs] = &info.shape[..] {
+            let name = info.name.trim_end_matches(".weight").replace("model.embed_tokens", "lm_head");
+            let linear = linear(&name, outputs, inputs);
+            let parts = LinearTensors::new(&name, &linear);
+            tensors.extend(parts.declared().cloned().zip(parts.iter().map(|(_, bytes)| bytes.to_vec())));
+        }
+    }
+    let declared: Vec<Declared> = tensors.iter().map(|(declared, _)| declared.clone()).collect();
+    let mut writer = ShardedWriter::create(&folder.0, &declared, 300_000).unwrap();
+    for (declared, bytes) in &tensors {
+        writer.write_tensor(&declared.name, bytes).unwrap();
+    }
+    writer.finish().unwrap();
+    let model = std::fs::read_to_string(golden().join("config.json")).unwrap();
+    let mut model: serde_json::Value = serde_json::from_str(&model).unwrap();
+    model["quantization_config"] = config.to_json();
+    std::fs::write(folder.0.join("config.json"), model.to_string()).unwrap();
+}
+
+#[test]
+fn a_folder_is_described_and_runs() {
+    let folder = Folder::new("described");
+    write(&folder, &QuantizationConfig { version: Some("1.6.5".into()), ..Default::default() });
+    let output = run(&["inspect", folder.path(), "--tensors"]);
+    let report = text(&output.stdout);
+    let expected = [
+        "EXL3 folder, 94 tensors",
+        "exl3 2.5 mul1  21 tensors",
+        "by exllamav3 1.6.5",
+        // 128 × 256 weights: 4 bits, a mark and 16 bits for each input and output.
+        "query      4.188: 7 × exl3 4 mul1",
+        "down       2.657: 7 × exl3 2.5 mul1",
+        "head       4.157: 1 × exl3 4 mul1",
+        "embedding  16.000: 1 × bf16",
+        "model-00002-of-0000",
+        "50 EXL3 weights are decoded to f16 while they are loaded",
+        "model.layers.6.mlp.down_proj.weight",
+    ];
+    for part in expected {
+        assert!(report.contains(part), "`{part}` is not in\n{report}{}", text(&output.stderr));
+    }
+    let json: serde_json::Value = serde_json::from_slice(&run(&["inspect", folder.path(), "--json"]).stdout).unwrap();
+    assert_eq!(json["exl3"]["kinds"]["query"]["formats"]["exl3 4 mul1"], 7);
+    let file = folder.0.join("logits");
+    let arguments = ["logits", folder.path(), "--token-ids", "2,17,5", "--device", "cpu", "--output"];
+    let output = run(&[&arguments[..], &[file.to_str().unwrap()]].concat());
+    let notes = text(&output.stderr);
+    assert!(output.status.success() && notes.contains("50 EXL3 weights are decoded to f16"), "{notes}");
+}
+
+#[test]
+fn another_version_is_refused() {
+    let folder = Folder::new("version");
+    write(&folder, &QuantizationConfig { version: Some("3.1".into()), ..Default::default() });
+    let output = run(&["inspect", folder.path()]);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("version `3.1` of exllamav3") && message.contains("hint: "), "{message}");
+}
