@@ -93,12 +93,7 @@ fn text(model: &Model, source: &ModelSource<'_>, memory: &Estimate, tensors: boo
         format!("  stop tokens  {:?}", config.stop_tokens),
     ];
     for group in checkpoint.bytes_by_encoding() {
-        lines.push(format!(
-            "  {:<13}{:>4} tensors, {}",
-            group.encoding.to_string(),
-            group.tensors,
-            bytes(group.bytes)
-        ));
+        lines.push(format!("  {:<13}{:>4} tensors, {}", group.encoding.to_string(), group.tensors, bytes(group.bytes)));
     }
     lines.extend(exl3::lines(source));
     if source.vision_tensors() > 0 {

@@ -272,19 +272,35 @@ impl<'a> Linear<'a> {
         let (inputs, first) = (self.inputs(), block * BLOCK);
         assert!(first < self.outputs(), "no block {block} of {} outputs", self.outputs());
         assert_eq!(rows.len(), BLOCK * inputs, "{BLOCK} rows of {inputs}");
-        for row in 0..inputs / SIDE {
-            for column in 0..BLOCK / SIDE {
-                let values = tile::decode(self.codebook, self.rate, self.tile(row, first / SIDE + column));
-                for (index, value) in values.into_iter().enumerate() {
-                    rows[(column * SIDE + index % SIDE) * inputs + row * SIDE + index / SIDE] = value;
+        // Rotations stay within 128 inputs and 128 outputs: a square that fits into a cache.
+        let mut square = vec![0.0; BLOCK * BLOCK];
+        let suh: Vec<f32> = self.suh.iter().map(|scale| scale.to_f32()).collect();
+        for start in (0..inputs).step_by(BLOCK) {
+            self.decode_square(start, first, &mut square);
+            hadamard::rotate_rows(&mut square, BLOCK);
+            let scales = self.svh[first..].iter().zip(square.chunks_exact_mut(BLOCK));
+            for (row, (svh, weights)) in rows.chunks_exact_mut(inputs).zip(scales) {
+                hadamard::rotate(weights);
+                let (svh, scaled) = (svh.to_f32(), row[start..].iter_mut().zip(&suh[start..]));
+                for ((into, suh), weight) in scaled.zip(weights) {
+                    *into = *weight * (suh * svh);
                 }
             }
         }
-        hadamard::rotate_rows(rows, inputs);
-        for (row, svh) in rows.chunks_exact_mut(inputs).zip(&self.svh[first..]) {
-            hadamard::rotate(row);
-            for (weight, suh) in row.iter_mut().zip(&self.suh) {
-                *weight *= suh.to_f32() * svh.to_f32();
+    }
+
+    /// The values of the tiles of 128 inputs and 128 outputs, `[outputs, inputs]`.
+    fn decode_square(&self, input: usize, output: usize, square: &mut [f32]) {
+        for row in 0..BLOCK / SIDE {
+            for column in 0..BLOCK / SIDE {
+                let tile = self.tile(input / SIDE + row, output / SIDE + column);
+                let values = tile::decode(self.codebook, self.rate, tile);
+                let outputs = square[column * SIDE * BLOCK..].chunks_exact_mut(BLOCK).take(SIDE);
+                for (output, weights) in outputs.enumerate() {
+                    for (input, weight) in weights[row * SIDE..][..SIDE].iter_mut().enumerate() {
+                        *weight = values[input * SIDE + output];
+                    }
+                }
             }
         }
     }

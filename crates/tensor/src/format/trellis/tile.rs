@@ -32,6 +32,9 @@ pub const RING: [u8; LEN] = {
     ring
 };
 
+/// 32-bit words of the largest tile, at 8 bits per weight.
+const WORDS_MAX: usize = LEN / 4;
+
 /// Writes the new bits of each state of a ring.
 ///
 /// # Panics
@@ -62,14 +65,16 @@ pub fn pack(rate: Rate, states: &[u16; LEN], bytes: &mut [u8]) {
 /// If `bytes` is not [`Rate::tile_bytes`] long.
 pub fn unpack(rate: Rate, bytes: &[u8]) -> [u16; LEN] {
     assert_eq!(bytes.len(), rate.tile_bytes(), "bytes of a tile at {rate} bits");
-    let ring = rate.ring_bits();
-    let word = |index: usize| {
-        let at = 4 * (index % (ring / 32));
-        u64::from(u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]))
-    };
+    // The words of the ring, with the last one once more before the first and the first after the last.
+    let mut words = [0; WORDS_MAX + 2];
+    let (chunks, count) = (bytes.as_chunks().0, bytes.len() / 4);
+    words[0] = u64::from(u32::from_le_bytes(chunks[count - 1]));
+    for (word, &chunk) in words[1..].iter_mut().zip(chunks.iter().chain(&chunks[..1])) {
+        *word = u64::from(u32::from_le_bytes(chunk));
+    }
     std::array::from_fn(|position| {
-        let start = (rate.end(position) + ring - 16) % ring;
-        let two_words = word(start / 32) << 32 | word(start / 32 + 1);
+        let start = 32 + rate.end(position) - 16;
+        let two_words = words[start / 32] << 32 | words[start / 32 + 1];
         (two_words >> (48 - start % 32)) as u16
     })
 }
