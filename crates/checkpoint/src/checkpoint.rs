@@ -258,14 +258,22 @@ impl Checkpoint {
         &self.trellis
     }
 
-    /// The trellis weight of that name ([`TrellisInfo::name`]). Copies its scales and none of its tiles.
+    /// What is known of the trellis weight of that name ([`TrellisInfo::name`]), if there is one.
+    pub fn trellis_weight(&self, name: &str) -> Option<&TrellisInfo> {
+        let index = self.trellis.binary_search_by(|info| info.name.as_str().cmp(name));
+        index.ok().map(|index| &self.trellis[index])
+    }
+
+    fn some_trellis(&self, name: &str) -> Result<&TrellisInfo, CheckpointError> {
+        self.trellis_weight(name).ok_or_else(|| CheckpointError::MissingTensor { name: name.to_owned() })
+    }
+
+    /// The trellis weight of that name ([`TrellisInfo::name`]), put together. Copies its scales and none of its tiles.
     ///
     /// # Errors
     /// [`CheckpointError::MissingTensor`].
     pub fn linear(&self, name: &str) -> Result<Linear<'_>, CheckpointError> {
-        let index = self.trellis.binary_search_by(|info| info.name.as_str().cmp(name));
-        let index = index.map_err(|_| CheckpointError::MissingTensor { name: name.to_owned() })?;
-        self.trellis[index].linear(&self.files)
+        self.some_trellis(name)?.linear(&self.files)
     }
 
     /// The tiles of the trellis weight of that name, to read them ahead and to give their pages back.
@@ -273,9 +281,7 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::MissingTensor`].
     pub fn tiles(&self, name: &str) -> Result<TensorData, CheckpointError> {
-        let index = self.trellis.binary_search_by(|info| info.name.as_str().cmp(name));
-        let index = index.map_err(|_| CheckpointError::MissingTensor { name: name.to_owned() })?;
-        Ok(self.trellis[index].tiles(&self.files))
+        Ok(self.some_trellis(name)?.tiles(&self.files))
     }
 
     /// All tensors in formats that can be read, sorted by name.

@@ -50,7 +50,7 @@ impl<'a> ModelSource<'a> {
         let mut config = read_config(checkpoint)?;
         // exllamav3 quantizes the head, even if the embedding, which it leaves as it is, has the same weights.
         let head = TensorEntry::new(&config, Role::Head, None).hugging_face_names();
-        if checkpoint.trellis().iter().any(|weight| head.contains(&weight.name)) {
+        if head.iter().any(|name| checkpoint.trellis_weight(name).is_some()) {
             config.tied_embeddings = false;
         }
         let hugging_face = matches!(checkpoint.metadata(), Metadata::HuggingFace(_));
@@ -208,7 +208,7 @@ fn find(
     stranger: &Option<String>,
 ) -> Result<SourceTensor, EngineError> {
     let candidates = candidates(&entry, hugging_face);
-    let present = candidates.iter().find(|candidate| names(checkpoint).any(|name| name == *candidate));
+    let present = candidates.iter().find(|candidate| names_contain(checkpoint, candidate));
     let Some(name) = present else {
         return Err(EngineError::MissingTensor { tensor: candidates[0].clone(), stranger: stranger.clone() });
     };
@@ -216,7 +216,7 @@ fn find(
         let (tensor, expected, found) = (name.clone(), entry.shape(), found.to_vec());
         Err(EngineError::Shape { tensor, expected, found })
     };
-    if let Some(weight) = checkpoint.trellis().iter().find(|weight| weight.name == *name) {
+    if let Some(weight) = checkpoint.trellis_weight(name) {
         let padded = [entry.rows.next_multiple_of(BLOCK), entry.columns.next_multiple_of(BLOCK)];
         return match (entry.role.is_norm(), weight.has_bias) {
             (false, false) if [weight.outputs, weight.inputs] == padded => {
@@ -234,4 +234,11 @@ fn find(
         return mismatch(&info.shape);
     }
     Ok(SourceTensor { name: name.clone(), dtype: info.dtype, trellis: None, stored_bytes: info.byte_len(), entry })
+}
+
+/// Whether a tensor is there, in whatever format.
+fn names_contain(checkpoint: &Checkpoint, name: &str) -> bool {
+    checkpoint.tensor(name).is_some()
+        || checkpoint.trellis_weight(name).is_some()
+        || checkpoint.unsupported().iter().any(|tensor| tensor.name == name)
 }
