@@ -40,8 +40,10 @@ pub(crate) struct Setting {
     pub(crate) few_tokens: bool,
     /// Whether output rows are.
     pub(crate) few_outputs: bool,
-    /// Whether there is at most one token, and at most one output row.
-    pub(crate) one: [bool; 2],
+    /// Whether there is at most one token.
+    pub(crate) one_token: bool,
+    /// Whether there is at most one output row.
+    pub(crate) one_output: bool,
 }
 
 impl Setting {
@@ -54,8 +56,8 @@ impl Setting {
 
     fn one(&self, rows: Rows) -> bool {
         match rows {
-            Rows::Tokens => self.one[0],
-            Rows::Outputs => self.one[1],
+            Rows::Tokens => self.one_token,
+            Rows::Outputs => self.one_output,
         }
     }
 

@@ -65,7 +65,8 @@ fn setting(context: &Context, options: &LoadOptions, tokens: usize, outputs: usi
         matrices: path(context.features(), options.precision, DType::F16) == Path::Matrix,
         few_tokens: tokens <= COLUMNS_MAX,
         few_outputs: outputs <= COLUMNS_MAX,
-        one: [tokens <= 1, outputs <= 1],
+        one_token: tokens <= 1,
+        one_output: outputs <= 1,
     }
 }
 

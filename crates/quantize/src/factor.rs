@@ -2,7 +2,7 @@
 
 use half::f16;
 use tensor::format::trellis::SIDE;
-use tensor::format::trellis::hadamard::BLOCK;
+use tensor::format::trellis::hadamard::{self, BLOCK};
 
 use crate::error::{QuantizeError, check_length};
 use crate::hessian::Hessian;
@@ -95,16 +95,7 @@ fn rotate(matrix: &mut [f64], suh: &[f16], threads: usize) {
 /// [`tensor::format::trellis::hadamard::rotate_rows`] in double precision: a Hessian's directions may differ by more
 /// than single precision can add up.
 fn rotate_rows(values: &mut [f64], width: usize) {
-    let mut distance = width;
-    while distance < values.len() {
-        for pair in values.chunks_exact_mut(2 * distance) {
-            let (low, high) = pair.split_at_mut(distance);
-            for (low, high) in low.iter_mut().zip(high) {
-                (*low, *high) = (*low + *high, *low - *high);
-            }
-        }
-        distance *= 2;
-    }
+    hadamard::sum_and_subtract_rows(values, width);
     let scale = (BLOCK as f64).sqrt().recip();
     values.iter_mut().for_each(|value| *value *= scale);
 }

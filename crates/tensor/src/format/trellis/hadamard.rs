@@ -3,6 +3,8 @@
 //! The matrix is Sylvester's: `H[i][j] = (−1)^(ones of i & j) / √128`. It is symmetric and its own inverse, so the same
 //! function rotates there and back.
 
+use std::ops::{Add, Sub};
+
 /// Elements that are rotated together.
 pub const BLOCK: usize = 128;
 
@@ -26,6 +28,17 @@ pub fn rotate(values: &mut [f32]) {
 /// # Panics
 /// If `values` are not 128 rows of that width.
 pub fn rotate_rows(values: &mut [f32], width: usize) {
+    sum_and_subtract_rows(values, width);
+    for value in values {
+        *value *= SCALE;
+    }
+}
+
+/// [`rotate_rows`] without its scale, √128: all sums and differences of the rows, in any precision.
+///
+/// # Panics
+/// If `values` are not 128 rows of that width.
+pub fn sum_and_subtract_rows<T: Copy + Add<Output = T> + Sub<Output = T>>(values: &mut [T], width: usize) {
     assert_eq!(values.len(), BLOCK * width, "{BLOCK} rows of {width}");
     let mut distance = width;
     while distance < values.len() {
@@ -36,9 +49,6 @@ pub fn rotate_rows(values: &mut [f32], width: usize) {
             }
         }
         distance *= 2;
-    }
-    for value in values {
-        *value *= SCALE;
     }
 }
 
