@@ -69,6 +69,7 @@ impl Backend for CpuBackend {
         Capabilities {
             description: format!("CPU, {} cores, {}", physical_cores(), self.level.name()),
             weight_dtypes: DType::ALL.to_vec(),
+            trellis: false,
             cache_dtypes: vec![DType::F32, DType::F16, DType::Q8_0],
             memory_bytes: available_memory(),
             decodes: false,

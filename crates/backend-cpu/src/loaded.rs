@@ -58,8 +58,8 @@ impl LoadedProgram {
         let mut buffers = Vec::with_capacity(program.buffers().len());
         for (index, buffer) in program.buffers().iter().enumerate() {
             buffers.push(match buffer.kind {
-                BufferKind::Weight { dtype, rows, columns } => {
-                    let shape = (dtype, rows, columns);
+                BufferKind::Weight { format, rows, columns } => {
+                    let shape = (format, rows, columns);
                     let weight = Weight::load(&buffer.name, shape, weights, options.precision, &pool)?;
                     memory.weights += weight.bytes() as u64;
                     if is_vector(program, BufferId(index as u32)) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tensor::{BackendError, DType, Precision, WeightBytes, WeightSource};
+use tensor::{BackendError, DType, Precision, WeightBytes, WeightFormat, WeightSource};
 
 use crate::panel::{BLOCK, PanelMatrix};
 use crate::pool::Pool;
@@ -35,13 +35,17 @@ impl Weight {
     /// Opens a weight and rearranges it if that pays.
     pub(crate) fn load(
         name: &str,
-        (dtype, rows, columns): (DType, usize, usize),
+        (format, rows, columns): (WeightFormat, usize, usize),
         source: &dyn WeightSource,
         precision: Precision,
         pool: &Pool,
     ) -> Result<Weight, BackendError> {
         let failed = |source| BackendError::Weight { name: name.to_owned(), source };
-        let bytes = source.open(name).map_err(failed)?;
+        let WeightFormat::Blocks(dtype) = format else {
+            let problem = format!("`{name}` is a trellis");
+            return Err(BackendError::Unsupported { device: "the CPU".into(), problem });
+        };
+        let bytes = source.open(name, format).map_err(failed)?;
         let expected = dtype.tensor_bytes(rows, columns);
         if expected != Some(bytes.bytes().len()) {
             let found = bytes.bytes().len();

@@ -12,7 +12,7 @@ use crate::kernel::attention::{Decode, Scratch};
 use crate::kernel::matmul::{Path, path, slices_bytes};
 use crate::kernel::rope::RopeTables;
 use crate::kernel::sample::{Sampler, Settings, occurred_words};
-use crate::layout::Weight;
+use crate::layout::{Weight, blocks};
 use crate::loaded::{DOWNLOAD_BYTES, check};
 use crate::memory::{Arena, Place, Slice};
 use crate::place::Buffers;
@@ -227,7 +227,9 @@ fn slices_max(context: &Context, program: &Program, options: &LoadOptions) -> us
         return 0;
     }
     let weights = program.buffers().iter().filter_map(|buffer| match buffer.kind {
-        BufferKind::Weight { dtype, rows, columns } => Some(Weight { address: 0, dtype, rows, columns }),
+        BufferKind::Weight { format, rows, columns } => {
+            Some(Weight { address: 0, dtype: blocks(format), rows, columns })
+        }
         BufferKind::Scratch { .. } | BufferKind::Cache { .. } => None,
     });
     weights.map(|weight| slices_bytes(&weight)).max().unwrap_or(0)
@@ -271,7 +273,7 @@ mod tests {
     struct Zeros;
 
     impl WeightSource for Zeros {
-        fn open(&self, _: &str) -> Result<Arc<dyn WeightBytes>, WeightError> {
+        fn open(&self, _: &str, _: tensor::WeightFormat) -> Result<Arc<dyn WeightBytes>, WeightError> {
             Ok(Arc::new(vec![0; DType::Q4_K.tensor_bytes(1500, 512).unwrap()]))
         }
     }

@@ -413,10 +413,10 @@ fn upload_weights(
 ) -> Result<(), BackendError> {
     let mut uploader = Uploader::new(context)?;
     for (index, buffer) in program.buffers().iter().enumerate() {
-        let BufferKind::Weight { .. } = buffer.kind else { continue };
+        let BufferKind::Weight { format, .. } = buffer.kind else { continue };
         let Placed::Weight(weight, slice) = buffers.get(BufferId(index as u32)) else { continue };
-        let bytes =
-            weights.open(&buffer.name).map_err(|source| BackendError::Weight { name: buffer.name.clone(), source })?;
+        let failed = |source| BackendError::Weight { name: buffer.name.clone(), source };
+        let bytes = weights.open(&buffer.name, format).map_err(failed)?;
         uploader.upload(pipelines, &weight, slice, &*bytes)?;
     }
     uploader.finish()

@@ -9,7 +9,7 @@ use crate::kernel::cache_write::CacheShape;
 use crate::kernel::matvec::COLUMNS_MAX;
 use crate::kernel::to_half::Halves;
 use crate::kernel::{Arrangement, Quantized, View, pitch};
-use crate::layout::Weight;
+use crate::layout::{Weight, blocks};
 use crate::memory::{Arena, Slice};
 use crate::plan::{Form, Forms, Setting, Step};
 
@@ -48,7 +48,7 @@ impl Buffers {
             let has =
                 |form: Form| forms.iter().any(|(other, found)| *other == BufferId(index as u32) && found.is_like(form));
             let placed = match buffer.kind {
-                BufferKind::Weight { dtype, rows, columns } => buffers.weight(dtype, rows, columns)?,
+                BufferKind::Weight { format, rows, columns } => buffers.weight(blocks(format), rows, columns)?,
                 BufferKind::Scratch { rows, width } => {
                     let count = match rows {
                         Rows::Tokens => options.tokens_max,

@@ -8,6 +8,7 @@ use tensor::{BufferId, BufferKind, DType, Op, Precision, Program, Rows, Scalar};
 
 use crate::kernel::matmul::PRODUCTS_MAX;
 use crate::kernel::{Arrangement, HalfOrder, PADDING};
+use crate::layout::blocks;
 
 /// How products get their activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -199,7 +200,7 @@ impl Planner<'_> {
 
     fn weight(&self, buffer: BufferId) -> (DType, usize, usize) {
         match self.program.buffer(buffer).kind {
-            BufferKind::Weight { dtype, rows, columns } => (dtype, rows, columns),
+            BufferKind::Weight { format, rows, columns } => (blocks(format), rows, columns),
             _ => unreachable!("the builder of programs checks that it is a weight"),
         }
     }

@@ -11,7 +11,7 @@ use checkpoint::gguf::{Array, Builder, Metadata, Value};
 use model::tensors::tensors;
 use model::{Config, GgufValue, TensorEntry};
 use tensor::format::{q2_k, q3_k, q4_k, q5_k, q6_k};
-use tensor::{DType, WeightBytes, WeightError, WeightSource};
+use tensor::{DType, WeightBytes, WeightError, WeightFormat, WeightSource};
 
 use crate::progress::{Progress, Unit};
 use crate::{gguf_text, interrupt};
@@ -118,7 +118,7 @@ impl RandomModel {
 }
 
 impl WeightSource for RandomModel {
-    fn open(&self, name: &str) -> Result<Arc<dyn WeightBytes>, WeightError> {
+    fn open(&self, name: &str, _: WeightFormat) -> Result<Arc<dyn WeightBytes>, WeightError> {
         let index = self.entries.iter().position(|entry| entry.name == name);
         let index = index.ok_or_else(|| format!("the model has no weight `{name}`"))?;
         Ok(Arc::new(self.generate(index)))
@@ -269,7 +269,7 @@ mod tests {
         config.vocabulary = 512;
         let open = |threads, seed, name: &str| {
             let model = RandomModel { threads, ..RandomModel::new(config.clone(), DType::Q4_0, seed) };
-            model.open(name).unwrap().bytes().to_vec()
+            model.open(name, DType::Q4_0.into()).unwrap().bytes().to_vec()
         };
         let (first, second) = ("blk.0.ffn_up.weight", "blk.1.ffn_up.weight");
         assert_eq!(open(2, 1, first), open(7, 1, first));

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use anyhow::Result;
 use checkpoint::Checkpoint;
 use engine::{Engine, EngineError, EngineOptions, Event, ModelSource, Row};
-use tensor::BackendError;
+use tensor::{BackendError, Buffer, BufferKind, WeightFormat};
 
 use crate::args::DeviceArg;
 use crate::devices::{self, Device, Machine, first_line};
@@ -42,11 +42,11 @@ impl Runner {
         wanted: DeviceArg,
         options: &EngineOptions,
     ) -> Result<Runner> {
-        if let Some(text) = decoded(checkpoint) {
-            output::notice(&text);
-        }
         let load = |device: &dyn Device, options: &EngineOptions| Engine::load(checkpoint, device, options);
         let (engine, device) = devices::load(machine, wanted, options, &load)?;
+        if let Some(text) = decoded(checkpoint, &engine) {
+            output::notice(&text);
+        }
         Ok(Runner { engine, home: Home { device, machine, checkpoint: None } })
     }
 
@@ -85,18 +85,21 @@ impl Runner {
     }
 }
 
-/// What is to be said about trellis weights, if there are any.
-pub(crate) fn decoded(checkpoint: &Checkpoint) -> Option<String> {
+/// What is to be said about trellis weights, if the device does not multiply them as they are.
+pub(crate) fn decoded(checkpoint: &Checkpoint, engine: &Engine) -> Option<String> {
     let weights = checkpoint.trellis();
+    let is_trellis =
+        |buffer: &Buffer| matches!(buffer.kind, BufferKind::Weight { format: WeightFormat::Trellis(_), .. });
+    if weights.is_empty() || engine.program().buffers().iter().any(is_trellis) {
+        return None;
+    }
     let bytes: usize = weights.iter().map(|weight| 2 * weight.inputs * weight.outputs).sum();
-    (!weights.is_empty()).then(|| {
-        format!(
-            "{} EXL3 weights are decoded to f16 while they are loaded and take {}: devices don't multiply them as they \
-             are yet",
-            weights.len(),
-            output::bytes(bytes as u64)
-        )
-    })
+    Some(format!(
+        "{} EXL3 weights were decoded to f16 while they were loaded and take {}: the device does not multiply them as \
+         they are",
+        weights.len(),
+        output::bytes(bytes as u64)
+    ))
 }
 
 impl Home {

@@ -13,7 +13,7 @@
 //!   `n·u·Σ|a·b|` (Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019).
 
 use tensor::reference::ReferenceLoaded;
-use tensor::{Batch, BufferId, BufferKind, LoadOptions, Op, Program, Rows, Segment};
+use tensor::{Batch, BufferId, BufferKind, LoadOptions, Op, Program, Rows, Segment, WeightFormat};
 
 use crate::setup::{Experiment, Mode};
 use crate::{add, attention, embed, gelu_mul, linear, rms_norm, rope};
@@ -80,7 +80,11 @@ impl<'a> Errors<'a> {
         match *op {
             Op::Embed { table, scale, output } => {
                 let magnitudes = &self.experiment.weights.0[&self.program.buffer(table).name].magnitudes;
-                let BufferKind::Weight { dtype, columns, .. } = self.program.buffer(table).kind else { return };
+                let BufferKind::Weight { format: WeightFormat::Blocks(dtype), columns, .. } =
+                    self.program.buffer(table).kind
+                else {
+                    return;
+                };
                 let errors = embed::error(dtype, magnitudes, columns, batch.tokens, scale.0);
                 self.set(output, errors);
             }
@@ -91,7 +95,11 @@ impl<'a> Errors<'a> {
             }
             Op::Linear { weight, input, output } => {
                 let (x, e) = self.rows(input, buffers, batch);
-                let BufferKind::Weight { dtype, columns, .. } = self.program.buffer(weight).kind else { return };
+                let BufferKind::Weight { format: WeightFormat::Blocks(dtype), columns, .. } =
+                    self.program.buffer(weight).kind
+                else {
+                    return;
+                };
                 let magnitudes = &self.experiment.weights.0[&self.program.buffer(weight).name].magnitudes;
                 let rounding = linear::input_rounding(self.mode.precision, dtype, columns, x, e);
                 let errors = linear::error(magnitudes, columns, x, e, &rounding);

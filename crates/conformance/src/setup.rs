@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tensor::{
     BufferId, DType, LoadOptions, Op, Precision, Program, ProgramBuilder, Rows, Scalar, Segment, WeightBytes,
-    WeightError, WeightSource,
+    WeightError, WeightFormat, WeightSource,
 };
 
 use crate::format::{RandomWeight, f32_weight, random_weight};
@@ -99,7 +99,7 @@ pub struct Experiment {
 pub struct Weights(pub HashMap<String, RandomWeight>);
 
 impl WeightSource for Weights {
-    fn open(&self, name: &str) -> Result<Arc<dyn WeightBytes>, WeightError> {
+    fn open(&self, name: &str, _: WeightFormat) -> Result<Arc<dyn WeightBytes>, WeightError> {
         Ok(Arc::new(self.0.get(name).ok_or("no such weight")?.bytes.clone()))
     }
 }

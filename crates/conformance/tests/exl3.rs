@@ -15,7 +15,7 @@ use quantize::Encoder;
 use tensor::format::trellis::hadamard::{self, BLOCK};
 use tensor::format::trellis::{Codebook, Linear, Rate, SIDE, tile};
 use tensor::reference::ReferenceBackend;
-use tensor::{Backend, DType, Precision, WeightBytes, WeightSource, philox};
+use tensor::{Backend, DType, Precision, WeightBytes, WeightFormat, WeightSource, philox};
 
 /// Most bytes of a file: so few that the model has several.
 const FILE_BYTES: u64 = 100_000;
@@ -201,6 +201,13 @@ fn logits(checkpoint: &Checkpoint, backend: &dyn Backend) -> Vec<f32> {
     logits
 }
 
+/// The root mean square of the differences over that of the expected numbers.
+fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
+    let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|value| f64::from(value).powi(2)).sum::<f64>();
+    let differences = squares(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+    (differences / squares(&mut expected.iter().copied())).sqrt()
+}
+
 #[test]
 fn a_folder_runs_as_its_dequantized_weights_do() {
     let original = Original::open();
@@ -228,20 +235,27 @@ fn a_folder_runs_as_its_dequantized_weights_do() {
     let (packed, plain) = (open(&packed_folder), open(&plain_folder));
     assert!(packed.files().len() > 2, "{:?}", packed.files());
     let (source, expected) = (ModelSource::open(&packed).unwrap(), ModelSource::open(&plain).unwrap());
-    assert_eq!((source.trellis_weights(), expected.trellis_weights()), (8, 0));
+    let trellises = |source: &ModelSource<'_>| {
+        source.tensors().iter().filter(|tensor| matches!(tensor.format, WeightFormat::Trellis(_))).count()
+    };
+    assert_eq!((trellises(&source), trellises(&expected)), (8, 0));
     assert_eq!((source.config().tied_embeddings, packed.trellis().len()), (false, 8));
     for matrix in &matrices {
         let name = format!("{}.weight", matrix.name);
         assert_eq!(packed.linear(&name).unwrap(), linears[&*matrix.name], "{name}");
         let tensor = source.tensors().iter().find(|tensor| tensor.name == name).unwrap();
-        let found = source.open(&tensor.entry.name).unwrap();
-        assert!(*found.bytes() == *expected.open(&tensor.entry.name).unwrap().bytes(), "{name}");
+        let found = source.open(&tensor.entry.name, DType::F16.into()).unwrap();
+        assert!(*found.bytes() == *expected.open(&tensor.entry.name, DType::F16.into()).unwrap().bytes(), "{name}");
         let (error, bound) = (error(matrix, found.bytes()), quality(&matrix.name).3);
         assert!((bound / 2.0..bound).contains(&error), "{name}: {error}, expected about {bound}");
     }
     for (name, backend) in backends() {
         let (found, expected) = (logits(&packed, &*backend), logits(&plain, &*backend));
         assert_eq!(found.len(), 20 * 512);
-        assert!(found.iter().all(|logit| logit.is_finite()) && found == expected, "{name}");
+        assert!(found.iter().all(|logit| logit.is_finite()));
+        // A device that has the trellises themselves does not round their weights to F16.
+        let error = relative_error(&found, &expected);
+        let bound = if backend.capabilities().trellis { 2e-3 } else { 0.0 };
+        assert!(error <= bound && (bound == 0.0 || error > 0.0), "{name}: {error}, expected at most {bound}");
     }
 }

@@ -7,7 +7,7 @@ use conformance::{Effort, Subject, assert_cases};
 use tensor::reference::ReferenceBackend;
 use tensor::{
     Backend, BackendError, Batch, BufferId, BufferKind, Capabilities, DType, LoadOptions, Loaded, MemoryUse, Op,
-    Precision, Program, ProgramBuilder, WeightBytes, WeightError, WeightSource,
+    Precision, Program, ProgramBuilder, WeightBytes, WeightError, WeightFormat, WeightSource,
 };
 
 #[test]
@@ -64,20 +64,20 @@ struct FaultyLoaded {
 
 struct FaultyWeights<'a> {
     inner: &'a dyn WeightSource,
-    program: &'a Program,
     fault: Fault,
 }
 
 impl WeightSource for FaultyWeights<'_> {
-    fn open(&self, name: &str) -> Result<Arc<dyn WeightBytes>, WeightError> {
-        let mut bytes = self.inner.open(name)?.bytes().to_vec();
-        let kind = &self.program.buffer(self.program.find(name).expect("a weight of the program")).kind;
-        if let (&BufferKind::Weight { dtype, .. }, Fault::Weight(of, change)) = (kind, self.fault)
-            && dtype == of
-        {
-            change(&mut bytes);
+    fn open(&self, name: &str, format: WeightFormat) -> Result<Arc<dyn WeightBytes>, WeightError> {
+        let data = self.inner.open(name, format)?;
+        match self.fault {
+            Fault::Weight(of, change) if format == WeightFormat::Blocks(of) => {
+                let mut bytes = data.bytes().to_vec();
+                change(&mut bytes);
+                Ok(Arc::new(bytes))
+            }
+            _ => Ok(data),
         }
-        Ok(Arc::new(bytes))
     }
 }
 
@@ -99,7 +99,7 @@ impl Backend for Faulty {
         let cache_dtype = if let Fault::Cache(dtype) = self.fault { dtype } else { options.cache_dtype };
         let options = LoadOptions { cache_dtype, ..options.clone() };
         let changed = change_ops(program, self.fault);
-        let weights = FaultyWeights { inner: weights, program: &changed, fault: self.fault };
+        let weights = FaultyWeights { inner: weights, fault: self.fault };
         let inner = ReferenceBackend.load(&changed, &weights, &options)?;
         Ok(Box::new(FaultyLoaded { inner, fault: Some(self.fault) }))
     }
@@ -109,7 +109,7 @@ fn change_ops(program: &Program, fault: Fault) -> Program {
     let mut builder = ProgramBuilder::new();
     for buffer in program.buffers() {
         match buffer.kind {
-            BufferKind::Weight { dtype, rows, columns } => builder.weight(&buffer.name, dtype, rows, columns),
+            BufferKind::Weight { format, rows, columns } => builder.weight(&buffer.name, format, rows, columns),
             BufferKind::Scratch { rows, width } => builder.scratch(&buffer.name, rows, width),
             // The windows of the caches stay out of the way of changed ops.
             BufferKind::Cache { width, .. } => builder.cache(&buffer.name, width, None),

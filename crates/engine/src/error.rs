@@ -3,7 +3,7 @@
 use checkpoint::CheckpointError;
 use model::ConfigError;
 use tensor::program::ProgramError;
-use tensor::{BackendError, DType};
+use tensor::{BackendError, DType, WeightFormat};
 use thiserror::Error;
 
 use crate::SequenceId;
@@ -42,12 +42,12 @@ pub enum EngineError {
         found: Vec<usize>,
     },
     /// The device has no kernels for a tensor's format.
-    #[error("tensor `{tensor}` is stored as {dtype}, which {device} can't use; expected one of {}", list(supported))]
+    #[error("tensor `{tensor}` is stored as {format}, which {device} can't use; expected one of {}", list(supported))]
     Format {
         /// Its name.
         tensor: String,
         /// Its format.
-        dtype: DType,
+        format: WeightFormat,
         /// The device.
         device: String,
         /// What it can use.

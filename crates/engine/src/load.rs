@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use checkpoint::Checkpoint;
 use model::{Config, Gemma3Program, ProgramOptions, TensorEntry, build_program};
-use tensor::{Backend, BufferKind, Capabilities, DType, LoadOptions, Loaded, MemoryUse, Op, Program, WeightSource};
+use tensor::{
+    Backend, BufferKind, Capabilities, LoadOptions, Loaded, MemoryUse, Op, Program, WeightFormat, WeightSource,
+};
 
 use crate::cached::Rings;
 use crate::cancel::{InterruptHandle, Signals};
@@ -63,8 +65,9 @@ impl Engine {
         let capabilities = backend.capabilities();
         let mut formats = HashMap::new();
         for tensor in source.tensors().iter().filter(|tensor| !tensor.entry.role.is_norm()) {
-            check_format(&tensor.name, tensor.dtype, &capabilities)?;
-            formats.insert(tensor.entry.name.as_str(), tensor.dtype);
+            let format = tensor.format_on(&capabilities);
+            check_format(&tensor.name, format, &capabilities)?;
+            formats.insert(tensor.entry.name.as_str(), format);
         }
         let formats = |entry: &TensorEntry| formats[entry.name.as_str()];
         Engine::from_source(source.config().clone(), &formats, source, backend, options)
@@ -76,7 +79,7 @@ impl Engine {
     /// As [`Engine::load`].
     pub fn from_source(
         config: Config,
-        formats: &dyn Fn(&TensorEntry) -> DType,
+        formats: &dyn Fn(&TensorEntry) -> WeightFormat,
         weights: &dyn WeightSource,
         backend: &dyn Backend,
         options: &EngineOptions,
@@ -148,21 +151,25 @@ pub(crate) fn check_formats(program: &Program, capabilities: &Capabilities) -> R
     for op in program.ops() {
         let (Op::Embed { table: weight, .. } | Op::Linear { weight, .. }) = op else { continue };
         let buffer = program.buffer(*weight);
-        if let BufferKind::Weight { dtype, .. } = buffer.kind {
-            check_format(&buffer.name, dtype, capabilities)?;
+        if let BufferKind::Weight { format, .. } = buffer.kind {
+            check_format(&buffer.name, format, capabilities)?;
         }
     }
     Ok(())
 }
 
 /// Refuses a format that the device has no kernels for.
-fn check_format(tensor: &str, dtype: DType, capabilities: &Capabilities) -> Result<(), EngineError> {
-    if capabilities.weight_dtypes.contains(&dtype) {
+fn check_format(tensor: &str, format: WeightFormat, capabilities: &Capabilities) -> Result<(), EngineError> {
+    let supported = match format {
+        WeightFormat::Blocks(dtype) => capabilities.weight_dtypes.contains(&dtype),
+        WeightFormat::Trellis(_) => capabilities.trellis,
+    };
+    if supported {
         return Ok(());
     }
     Err(EngineError::Format {
         tensor: tensor.into(),
-        dtype,
+        format,
         device: capabilities.description.clone(),
         supported: capabilities.weight_dtypes.clone(),
     })

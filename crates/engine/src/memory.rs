@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn the_context_is_what_fits() {
         let config = Config::shape("1b").unwrap();
-        let program = build_program(&config, &|_| DType::Q4_0, ProgramOptions::default()).unwrap().program;
+        let program = build_program(&config, &|_| DType::Q4_0.into(), ProgramOptions::default()).unwrap().program;
         let required = |options: &LoadOptions| required_memory(&program, options);
         let options = EngineOptions::default();
         let all = needed(required(&options.load_options(8192)));
@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn local_layers_cost_only_their_window() {
         let config = Config::shape("27b").unwrap();
-        let program = build_program(&config, &|_| DType::Q4_0, ProgramOptions::default()).unwrap().program;
+        let program = build_program(&config, &|_| DType::Q4_0.into(), ProgramOptions::default()).unwrap().program;
         let options = EngineOptions::default();
         let caches = |context| required_memory(&program, &options.load_options(context)).caches;
         // Per position beyond the windows: keys and values of the 10 global layers, 16 heads of 128, in f16.

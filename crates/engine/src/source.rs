@@ -1,16 +1,17 @@
 //! A checkpoint seen as a Gemma 3 model.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use checkpoint::gguf::{Array, Value};
-use checkpoint::{Checkpoint, Metadata};
+use checkpoint::{Checkpoint, Metadata, TensorData};
 use model::hugging_face::stop_tokens_of_generation_config;
 use model::tensors::{is_redundant, is_vision, tensors};
 use model::{Config, ConfigError, GgufValue, Role, TensorEntry};
+use tensor::format::trellis::Scales;
 use tensor::format::trellis::hadamard::BLOCK;
-use tensor::format::trellis::{Codebook, Rate};
-use tensor::{DType, WeightBytes, WeightError, WeightSource};
+use tensor::{Capabilities, DType, TrellisFormat, WeightBytes, WeightError, WeightFormat, WeightSource};
 
 use crate::{EngineError, dequantize};
 
@@ -32,11 +33,8 @@ pub struct SourceTensor {
     pub entry: TensorEntry,
     /// Its name in the checkpoint.
     pub name: String,
-    /// The format in which programs get it: that of the checkpoint, or F16 for a trellis weight, which is decoded when
-    /// it is opened.
-    pub dtype: DType,
-    /// How it is stored, if it is a trellis weight.
-    pub trellis: Option<(Rate, Codebook)>,
+    /// Its format.
+    pub format: WeightFormat,
     /// Its bytes in the checkpoint.
     pub stored_bytes: usize,
 }
@@ -56,9 +54,10 @@ impl<'a> ModelSource<'a> {
         let hugging_face = matches!(checkpoint.metadata(), Metadata::HuggingFace(_));
         let entries = tensors(&config);
         let stranger = stranger(checkpoint, &config, &entries, hugging_face);
+        let mut rotations = Rotations::default();
         let tensors = entries
             .into_iter()
-            .map(|entry| find(checkpoint, entry, hugging_face, &stranger))
+            .map(|entry| find(checkpoint, entry, hugging_face, &stranger, &mut rotations))
             .collect::<Result<Vec<_>, _>>()?;
         if let Some(tensor) = stranger {
             return Err(EngineError::UnknownTensor { tensor });
@@ -88,11 +87,6 @@ impl<'a> ModelSource<'a> {
         self.checkpoint
     }
 
-    /// Number of weights that are trellises in the checkpoint and are decoded when they are opened.
-    pub fn trellis_weights(&self) -> usize {
-        self.tensors.iter().filter(|tensor| tensor.trellis.is_some()).count()
-    }
-
     /// The weight of a norm `[n]`, with the 1 added that Hugging Face files leave out.
     ///
     /// # Errors
@@ -100,7 +94,7 @@ impl<'a> ModelSource<'a> {
     pub fn norm(&self, tensor: &SourceTensor) -> Result<Vec<f32>, EngineError> {
         let data = self.checkpoint.bytes(&tensor.name)?;
         let mut values = vec![0.0; tensor.entry.columns];
-        tensor.dtype.codec().decode(data.bytes(), &mut values);
+        tensor.decoded().codec().decode(data.bytes(), &mut values);
         if matches!(self.checkpoint.metadata(), Metadata::HuggingFace(_)) {
             values.iter_mut().for_each(|value| *value += 1.0);
         }
@@ -109,18 +103,69 @@ impl<'a> ModelSource<'a> {
 }
 
 impl WeightSource for ModelSource<'_> {
-    /// A matrix as it is in the checkpoint, or decoded to F16 if it is a trellis; a norm in f32.
-    fn open(&self, name: &str) -> Result<Arc<dyn WeightBytes>, WeightError> {
+    /// A matrix as it is in the checkpoint, or a trellis decoded to F16 if that is asked for; a norm in f32.
+    fn open(&self, name: &str, format: WeightFormat) -> Result<Arc<dyn WeightBytes>, WeightError> {
         let index = *self.by_name.get(name).ok_or_else(|| format!("the model has no weight `{name}`"))?;
         let tensor = &self.tensors[index];
-        if tensor.trellis.is_some() {
-            return Ok(Arc::new(dequantize::open(self.checkpoint, tensor)?));
-        }
         if !tensor.entry.role.is_norm() {
-            return Ok(self.checkpoint.bytes(&tensor.name)?);
+            return match (tensor.format, format) {
+                (WeightFormat::Trellis(_), WeightFormat::Trellis(_)) => Ok(Arc::new(Tiles {
+                    scales: Scales::from(&self.checkpoint.linear(&tensor.name)?),
+                    tiles: self.checkpoint.tiles(&tensor.name)?,
+                })),
+                (WeightFormat::Trellis(_), WeightFormat::Blocks(DType::F16)) => {
+                    Ok(Arc::new(dequantize::open(self.checkpoint, tensor)?))
+                }
+                (stored, wanted) if stored == wanted => Ok(self.checkpoint.bytes(&tensor.name)?),
+                (stored, wanted) => Err(format!("`{name}` is stored as {stored}, expected {wanted}").into()),
+            };
         }
         let values = self.norm(tensor)?;
         Ok(Arc::new(values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>()))
+    }
+}
+
+impl SourceTensor {
+    /// The format in which a program for a device has it: that of the checkpoint, or F16 for a trellis that the device
+    /// can't multiply with.
+    pub fn format_on(&self, capabilities: &Capabilities) -> WeightFormat {
+        if capabilities.trellis { self.format } else { self.decoded().into() }
+    }
+
+    /// Its format, or F16 if it is a trellis: what it is decoded to.
+    pub fn decoded(&self) -> DType {
+        self.format.blocks().unwrap_or(DType::F16)
+    }
+}
+
+/// The tiles of a trellis weight, and their scales.
+struct Tiles {
+    scales: Scales,
+    tiles: TensorData,
+}
+
+impl WeightBytes for Tiles {
+    fn bytes(&self) -> &[u8] {
+        self.tiles.bytes()
+    }
+
+    fn scales(&self) -> Option<&Scales> {
+        Some(&self.scales)
+    }
+
+    fn release(&self, range: Range<usize>) {
+        self.tiles.release(range);
+    }
+}
+
+/// Numbers the different scales of inputs.
+#[derive(Default)]
+struct Rotations(HashMap<Vec<u16>, u32>);
+
+impl Rotations {
+    fn number(&mut self, scales: &Scales) -> u32 {
+        let next = self.0.len() as u32;
+        *self.0.entry(scales.suh.iter().map(|scale| scale.to_bits()).collect()).or_insert(next)
     }
 }
 
@@ -206,6 +251,7 @@ fn find(
     entry: TensorEntry,
     hugging_face: bool,
     stranger: &Option<String>,
+    rotations: &mut Rotations,
 ) -> Result<SourceTensor, EngineError> {
     let candidates = candidates(&entry, hugging_face);
     let present = candidates.iter().find(|candidate| names_contain(checkpoint, candidate));
@@ -220,8 +266,10 @@ fn find(
         let padded = [entry.rows.next_multiple_of(BLOCK), entry.columns.next_multiple_of(BLOCK)];
         return match (entry.role.is_norm(), weight.has_bias) {
             (false, false) if [weight.outputs, weight.inputs] == padded => {
-                let (trellis, stored_bytes) = (Some((weight.rate, weight.codebook)), weight.byte_len());
-                Ok(SourceTensor { name: name.clone(), dtype: DType::F16, trellis, stored_bytes, entry })
+                let rotation = rotations.number(&Scales::from(&checkpoint.linear(name)?));
+                let format = TrellisFormat { rate: weight.rate, codebook: weight.codebook, rotation };
+                let (format, stored_bytes) = (WeightFormat::Trellis(format), weight.byte_len());
+                Ok(SourceTensor { name: name.clone(), format, stored_bytes, entry })
             }
             (false, true) => {
                 Err(EngineError::UnknownTensor { tensor: format!("{}.bias", name.trim_end_matches(".weight")) })
@@ -233,7 +281,7 @@ fn find(
     if info.shape != entry.shape() {
         return mismatch(&info.shape);
     }
-    Ok(SourceTensor { name: name.clone(), dtype: info.dtype, trellis: None, stored_bytes: info.byte_len(), entry })
+    Ok(SourceTensor { name: name.clone(), format: info.dtype.into(), stored_bytes: info.byte_len(), entry })
 }
 
 /// Whether a tensor is there, in whatever format.

@@ -94,7 +94,7 @@ fn write_gguf(path: &Path) {
     }
     let mut builder = gguf::Builder::new(metadata);
     for tensor in source.tensors() {
-        let dtype = if tensor.entry.role.is_norm() { DType::F32 } else { tensor.dtype };
+        let dtype = if tensor.entry.role.is_norm() { DType::F32 } else { tensor.decoded() };
         builder.tensor(&tensor.entry.name, dtype, &tensor.entry.shape()).unwrap();
     }
     let factor = source.config().gguf_query_norm_factor();
@@ -103,7 +103,7 @@ fn write_gguf(path: &Path) {
         let bytes = if tensor.entry.role == model::Role::QueryNorm {
             source.norm(tensor).unwrap().iter().flat_map(|value| (value * factor).to_le_bytes()).collect()
         } else {
-            WeightSource::open(&source, &tensor.entry.name).unwrap().bytes().to_vec()
+            WeightSource::open(&source, &tensor.entry.name, tensor.decoded().into()).unwrap().bytes().to_vec()
         };
         writer.write_tensor(&tensor.entry.name, &bytes).unwrap();
     }
@@ -238,9 +238,15 @@ fn trellis(name: &str, change: impl Fn(&mut Tensors)) -> Result<(), String> {
     write(&folder, &config(), &tensors);
     let checkpoint = Checkpoint::open(&folder.0).map_err(|error| error.to_string())?;
     let source = ModelSource::open(&checkpoint).map_err(|error| error.to_string())?;
-    assert_eq!(source.trellis_weights(), 1);
-    let bytes = WeightSource::open(&source, "blk.3.attn_q.weight").map_err(|error| error.to_string())?;
-    assert_eq!(bytes.bytes().len(), 128 * 256 * 2);
+    let trellises: Vec<_> = source.tensors().iter().filter(|tensor| tensor.format.blocks().is_none()).collect();
+    assert_eq!(trellises.len(), 1);
+    let open = |format| WeightSource::open(&source, "blk.3.attn_q.weight", format).map_err(|error| error.to_string());
+    let decoded = open(DType::F16.into())?;
+    assert_eq!((decoded.bytes().len(), decoded.scales()), (128 * 256 * 2, None));
+    let tiles = open(trellises[0].format)?;
+    assert_eq!(tiles.bytes().len(), 128 * 256 / 8);
+    assert_eq!(tiles.scales().map(|scales| (scales.suh.len(), scales.svh.len())), Some((128, 256)));
+    assert!(open(DType::Q4_0.into()).is_err_and(|error| error.contains("stored as 3inst 1, expected q4_0")));
     Ok(())
 }
 

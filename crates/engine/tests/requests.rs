@@ -411,7 +411,7 @@ fn a_broken_number_is_an_error_and_not_a_token() {
     // Weights that are NaNs.
     struct Nothing;
     impl WeightSource for Nothing {
-        fn open(&self, _: &str) -> Result<Arc<dyn tensor::WeightBytes>, tensor::WeightError> {
+        fn open(&self, _: &str, _: tensor::WeightFormat) -> Result<Arc<dyn tensor::WeightBytes>, tensor::WeightError> {
             Err("no weights here".into())
         }
     }
@@ -419,20 +419,24 @@ fn a_broken_number_is_an_error_and_not_a_token() {
     let config = ModelSource::open(&checkpoint).unwrap().config().clone();
     let load = |source: &dyn WeightSource| {
         let options = EngineOptions::default();
-        Engine::from_source(config.clone(), &|_| DType::F32, source, &ReferenceBackend, &options)
+        Engine::from_source(config.clone(), &|_| DType::F32.into(), source, &ReferenceBackend, &options)
     };
     assert!(matches!(load(&Nothing), Err(EngineError::Backend(BackendError::Weight { .. }))));
 
     struct NaN(Program);
     impl WeightSource for NaN {
-        fn open(&self, name: &str) -> Result<Arc<dyn tensor::WeightBytes>, tensor::WeightError> {
-            let BufferKind::Weight { dtype, rows, columns } = self.0.buffer(self.0.find(name).unwrap()).kind else {
+        fn open(
+            &self,
+            name: &str,
+            format: tensor::WeightFormat,
+        ) -> Result<Arc<dyn tensor::WeightBytes>, tensor::WeightError> {
+            let BufferKind::Weight { rows, columns, .. } = self.0.buffer(self.0.find(name).unwrap()).kind else {
                 return Err("no weight".into());
             };
-            Ok(Arc::new(vec![0xff; dtype.tensor_bytes(rows, columns).unwrap()]))
+            Ok(Arc::new(vec![0xff; format.data_bytes(rows, columns).unwrap()]))
         }
     }
-    let program = build_program(&config, &|_| DType::F32, ProgramOptions::default()).unwrap().program;
+    let program = build_program(&config, &|_| DType::F32.into(), ProgramOptions::default()).unwrap().program;
     let mut engine = load(&NaN(program)).unwrap();
     engine.submit(greedy(&[2, 3, 4], 5)).unwrap();
     for _ in 0..2 {

@@ -1,6 +1,6 @@
 //! One layer of Gemma 3, as the technical report and the transformers library's `modeling_gemma3.py` have it.
 
-use tensor::{BufferId, DType, Op, ProgramBuilder, Rows, Scalar};
+use tensor::{BufferId, DType, Op, ProgramBuilder, Rows, Scalar, WeightFormat};
 
 use crate::{Config, LayerKind, Role, TensorEntry};
 
@@ -8,7 +8,7 @@ use crate::{Config, LayerKind, Role, TensorEntry};
 pub(crate) struct Builder<'a> {
     pub(crate) program: ProgramBuilder,
     pub(crate) config: &'a Config,
-    pub(crate) formats: &'a dyn Fn(&TensorEntry) -> DType,
+    pub(crate) formats: &'a dyn Fn(&TensorEntry) -> WeightFormat,
 }
 
 /// Activations that all layers share, one row per token or per output.
@@ -129,8 +129,8 @@ impl Builder<'_> {
     /// Declares a weight.
     pub(crate) fn weight(&mut self, role: Role, layer: Option<usize>) -> BufferId {
         let entry = TensorEntry::new(self.config, role, layer);
-        let dtype = if role.is_norm() { DType::F32 } else { (self.formats)(&entry) };
-        self.program.weight(entry.name, dtype, entry.rows, entry.columns)
+        let format = if role.is_norm() { DType::F32.into() } else { (self.formats)(&entry) };
+        self.program.weight(entry.name, format, entry.rows, entry.columns)
     }
 
     fn linear(&mut self, role: Role, layer: usize, input: BufferId, output: BufferId) {

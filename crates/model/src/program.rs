@@ -1,7 +1,7 @@
 //! The whole model as a [`Program`].
 
 use tensor::program::ProgramError;
-use tensor::{BufferId, DType, Op, Program, ProgramBuilder, Rows, Scalar};
+use tensor::{BufferId, Op, Program, ProgramBuilder, Rows, Scalar, WeightFormat};
 
 use crate::layer::{Activations, Builder};
 use crate::{Config, Role, TensorEntry};
@@ -35,7 +35,7 @@ pub struct Gemma3Program {
 /// Shapes that don't fit each other, or a format whose blocks don't divide a matrix's rows.
 pub fn build_program(
     config: &Config,
-    formats: &dyn Fn(&TensorEntry) -> DType,
+    formats: &dyn Fn(&TensorEntry) -> WeightFormat,
     options: ProgramOptions,
 ) -> Result<Gemma3Program, ProgramError> {
     let mut builder = Builder { program: ProgramBuilder::new(), config, formats };
@@ -83,7 +83,7 @@ fn tap(builder: &mut Builder<'_>, tokens: &Activations, layer: usize) -> BufferI
 
 #[cfg(test)]
 mod tests {
-    use tensor::BufferKind;
+    use tensor::{BufferKind, DType};
 
     use super::*;
     use crate::LayerKind;
@@ -97,7 +97,7 @@ mod tests {
     /// The whole program of a model of two layers, so that a change of the order of ops is seen.
     #[test]
     fn a_program_reads_like_the_paper() {
-        let program = build_program(&two_layers(), &|_| DType::Q4_0, ProgramOptions::default()).unwrap().program;
+        let program = build_program(&two_layers(), &|_| DType::Q4_0.into(), ProgramOptions::default()).unwrap().program;
         let expected = "\
 residual = embed(token_embd.weight)
 normed = rms_norm(residual, blk.0.attn_norm.weight)
@@ -152,7 +152,7 @@ logits = linear(token_embd.weight, normed.outputs)
 
     #[test]
     fn caches_of_local_layers_hold_the_window() {
-        let program = build_program(&two_layers(), &|_| DType::BF16, ProgramOptions::default()).unwrap().program;
+        let program = build_program(&two_layers(), &|_| DType::BF16.into(), ProgramOptions::default()).unwrap().program;
         let kind = |name| program.buffer(program.find(name).unwrap()).kind.clone();
         assert_eq!(kind("blk.0.keys"), BufferKind::Cache { width: 256, window: Some(512) });
         assert_eq!(kind("blk.1.values"), BufferKind::Cache { width: 256, window: None });
@@ -160,7 +160,7 @@ logits = linear(token_embd.weight, normed.outputs)
 
     #[test]
     fn hidden_states_have_buffers_that_nothing_reads() {
-        let built = build_program(&two_layers(), &|_| DType::BF16, ProgramOptions { hidden: true }).unwrap();
+        let built = build_program(&two_layers(), &|_| DType::BF16.into(), ProgramOptions { hidden: true }).unwrap();
         assert_eq!(built.hidden.len(), 3);
         for (index, &id) in built.hidden.iter().enumerate() {
             assert_eq!(built.program.buffer(id).name, format!("hidden{index:02}"));
@@ -173,12 +173,12 @@ logits = linear(token_embd.weight, normed.outputs)
         for name in ["270m", "1b", "4b", "12b", "27b"] {
             let mut config = Config::shape(name).unwrap();
             config.tied_embeddings = name != "1b";
-            let built = build_program(&config, &|_| DType::Q8_0, ProgramOptions::default()).unwrap();
+            let built = build_program(&config, &|_| DType::Q8_0.into(), ProgramOptions::default()).unwrap();
             let mut weights = 0;
             for entry in crate::tensors::tensors(&config) {
                 let id = built.program.find(&entry.name).unwrap();
                 let dtype = if entry.role.is_norm() { DType::F32 } else { DType::Q8_0 };
-                let kind = BufferKind::Weight { dtype, rows: entry.rows, columns: entry.columns };
+                let kind = BufferKind::Weight { format: dtype.into(), rows: entry.rows, columns: entry.columns };
                 assert_eq!(built.program.buffer(id).kind, kind, "{}", entry.name);
                 weights += 1;
             }
@@ -191,7 +191,7 @@ logits = linear(token_embd.weight, normed.outputs)
     #[test]
     fn a_format_whose_blocks_do_not_fit_is_an_error() {
         // 640 is no multiple of 256.
-        let error = build_program(&two_layers(), &|_| DType::Q4_K, ProgramOptions::default()).unwrap_err();
+        let error = build_program(&two_layers(), &|_| DType::Q4_K.into(), ProgramOptions::default()).unwrap_err();
         assert!(error.to_string().contains("columns"), "{error}");
     }
 }

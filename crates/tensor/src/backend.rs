@@ -12,12 +12,19 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::{BufferId, BufferKind, DType, Op, Program, Rows, Sampling};
+use crate::format::trellis;
+use crate::{BufferId, BufferKind, DType, Op, Program, Rows, Sampling, WeightFormat};
 
 /// The bytes of one weight, in memory or in a mapped file.
 pub trait WeightBytes: Send + Sync {
-    /// All bytes: exactly [`DType::tensor_bytes`] of the declared shape.
+    /// All bytes: exactly [`WeightFormat::data_bytes`] of the declared shape. Of a
+    /// trellis weight the tiles, as [`Linear::trellis`](crate::format::trellis::Linear::trellis).
     fn bytes(&self) -> &[u8];
+
+    /// The scales of a trellis weight; `None` of all others.
+    fn scales(&self) -> Option<&trellis::Scales> {
+        None
+    }
 
     /// Says that a range has been copied and will not be read soon, so that mapped pages can go. Reading it again
     /// stays possible.
@@ -39,7 +46,7 @@ pub trait WeightSource: Sync {
     ///
     /// # Errors
     /// Whatever keeps the source from giving them.
-    fn open(&self, name: &str) -> Result<Arc<dyn WeightBytes>, WeightError>;
+    fn open(&self, name: &str, format: WeightFormat) -> Result<Arc<dyn WeightBytes>, WeightError>;
 }
 
 /// How products are computed.
@@ -192,6 +199,8 @@ pub struct Capabilities {
     pub description: String,
     /// Formats of the weights of [`Op::Linear`] and [`Op::Embed`].
     pub weight_dtypes: Vec<DType>,
+    /// Whether these may also be trellises, of all rates and codebooks.
+    pub trellis: bool,
     /// Formats of caches.
     pub cache_dtypes: Vec<DType>,
     /// Bytes that programs can use.
@@ -384,8 +393,8 @@ pub fn required_memory(program: &Program, options: &LoadOptions) -> MemoryUse {
     let mut used = MemoryUse::default();
     for buffer in program.buffers() {
         match buffer.kind {
-            BufferKind::Weight { dtype, rows, columns } => {
-                used.weights += dtype.tensor_bytes(rows, columns).unwrap_or(0) as u64;
+            BufferKind::Weight { format, rows, columns } => {
+                used.weights += format.tensor_bytes(rows, columns).unwrap_or(0) as u64;
             }
             BufferKind::Scratch { rows, width } => {
                 let rows = match rows {

@@ -14,6 +14,7 @@ pub mod philox;
 pub mod program;
 pub mod reference;
 pub mod sampling;
+mod weight_format;
 
 pub use backend::{
     Backend, BackendError, Batch, Capabilities, Continuation, LoadOptions, Loaded, MemoryUse, Precision, Segment,
@@ -23,3 +24,4 @@ pub use dtype::DType;
 pub use op::{Op, Scalar};
 pub use program::{Buffer, BufferId, BufferKind, Program, ProgramBuilder, Rows};
 pub use sampling::Sampling;
+pub use weight_format::{TrellisFormat, WeightFormat};

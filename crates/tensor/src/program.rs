@@ -4,7 +4,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::{DType, Op};
+use crate::{DType, Op, WeightFormat};
 
 /// The number of a buffer in its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,8 +31,8 @@ pub enum Rows {
 pub enum BufferKind {
     /// A constant `[rows, columns]`, bound by name when the program is loaded. A vector is `[1, n]`.
     Weight {
-        /// Format of the stored bytes.
-        dtype: DType,
+        /// How it is stored.
+        format: WeightFormat,
         /// Rows: a linear layer's outputs.
         rows: usize,
         /// Columns: a linear layer's inputs.
@@ -127,8 +127,14 @@ impl ProgramBuilder {
     }
 
     /// Declares a weight `[rows, columns]`.
-    pub fn weight(&mut self, name: impl Into<String>, dtype: DType, rows: usize, columns: usize) -> BufferId {
-        self.buffer(name.into(), BufferKind::Weight { dtype, rows, columns })
+    pub fn weight(
+        &mut self,
+        name: impl Into<String>,
+        format: impl Into<WeightFormat>,
+        rows: usize,
+        columns: usize,
+    ) -> BufferId {
+        self.buffer(name.into(), BufferKind::Weight { format: format.into(), rows, columns })
     }
 
     /// Declares activations `[rows, width]`.
@@ -179,9 +185,9 @@ fn scratch(program: &Program, id: BufferId) -> Result<(Rows, usize), String> {
 }
 
 /// Rows, columns and format of a weight.
-fn weight(program: &Program, id: BufferId) -> Result<(usize, usize, DType), String> {
+fn weight(program: &Program, id: BufferId) -> Result<(usize, usize, WeightFormat), String> {
     match program.buffers.get(id.index()).map(|buffer| &buffer.kind).ok_or("unknown buffer")? {
-        &BufferKind::Weight { dtype, rows, columns } => Ok((rows, columns, dtype)),
+        &BufferKind::Weight { format, rows, columns } => Ok((rows, columns, format)),
         _ => Err(format!("`{}` is not a weight", program.buffer(id).name)),
     }
 }
@@ -216,16 +222,16 @@ fn check(program: &Program, op: &Op) -> Result<(), String> {
     match *op {
         Op::Embed { table, output, .. } => expect("width", weight(program, table)?.1, tokens(output)?),
         Op::RmsNorm { input, weight: norm, output, .. } => {
-            let (rows, columns, dtype) = weight(program, norm)?;
-            expect("weight", (1, DType::F32), (rows, dtype))?;
+            let (rows, columns, format) = weight(program, norm)?;
+            expect("weight", (1, WeightFormat::Blocks(DType::F32)), (rows, format))?;
             expect_multiple("width", columns, scratch(program, input)?.1)?;
             expect("output", scratch(program, input)?, scratch(program, output)?)
         }
         Op::Linear { weight: matrix, input, output } => {
-            let (out, columns, dtype) = weight(program, matrix)?;
+            let (out, columns, format) = weight(program, matrix)?;
             let (rows, width) = scratch(program, input)?;
             expect("input width", columns, width)?;
-            expect_multiple("columns", dtype.block_len(), columns)?;
+            expect_multiple("columns", format.block_len(), columns)?;
             expect("output", (rows, out), scratch(program, output)?)?;
             if input == output { Err("input and output are the same buffer".into()) } else { Ok(()) }
         }

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use tensor::reference::{self, AttentionShape, ReferenceBackend};
 use tensor::{
     Backend, BackendError, Batch, BufferId, Continuation, DType, LoadOptions, Loaded, Op, Precision, Program,
-    ProgramBuilder, Rows, Sampling, Scalar, Segment, WeightBytes, WeightError, WeightSource,
+    ProgramBuilder, Rows, Sampling, Scalar, Segment, WeightBytes, WeightError, WeightFormat, WeightSource,
 };
 
 fn close(found: f32, expected: f32) {
@@ -109,7 +109,7 @@ fn caches_round_as_their_format() {
 struct Weights(HashMap<&'static str, Vec<u8>>);
 
 impl WeightSource for Weights {
-    fn open(&self, name: &str) -> Result<Arc<dyn WeightBytes>, WeightError> {
+    fn open(&self, name: &str, _: WeightFormat) -> Result<Arc<dyn WeightBytes>, WeightError> {
         Ok(Arc::new(self.0.get(name).ok_or("it is not there")?.clone()))
     }
 }

@@ -15,7 +15,7 @@ const WIDTH: usize = 64;
 struct Weights;
 
 impl WeightSource for Weights {
-    fn open(&self, _: &str) -> Result<Arc<dyn WeightBytes>, WeightError> {
+    fn open(&self, _: &str, _: tensor::WeightFormat) -> Result<Arc<dyn WeightBytes>, WeightError> {
         let values = (0..WIDTH * WIDTH).map(|index| if index % (WIDTH + 1) == 0 { 1f32 } else { 0.0 });
         Ok(Arc::new(values.flat_map(f32::to_le_bytes).collect::<Vec<u8>>()))
     }

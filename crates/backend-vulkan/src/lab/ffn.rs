@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tensor::{
     BackendError, Batch, BufferId, DType, LoadOptions, Loaded, Op, Precision, Program, ProgramBuilder, Rows, Scalar,
-    Segment, WeightBytes, WeightError, WeightSource,
+    Segment, WeightBytes, WeightError, WeightFormat, WeightSource,
 };
 
 use super::Lab;
@@ -32,7 +32,7 @@ struct Layer {
 }
 
 impl WeightSource for Layer {
-    fn open(&self, name: &str) -> Result<Arc<dyn WeightBytes>, WeightError> {
+    fn open(&self, name: &str, _: WeightFormat) -> Result<Arc<dyn WeightBytes>, WeightError> {
         if name == "input" {
             return Ok(Arc::new(bytemuck::cast_slice(&self.input).to_vec()));
         }

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use backend_cpu::physical_cores;
 use engine::{Engine, EngineOptions, ModelSource};
 use model::{Config, TensorEntry};
-use tensor::{BackendError, DType};
+use tensor::{BackendError, DType, WeightFormat};
 
 use crate::args::{BenchArgs, DeviceArg};
 use crate::devices::{self, Device, Machine, ThisMachine};
@@ -32,7 +32,7 @@ enum Weights {
 }
 
 /// A matrix or norm and its format.
-type Stored = (TensorEntry, DType);
+type Stored = (TensorEntry, WeightFormat);
 
 impl Weights {
     fn open(args: &BenchArgs) -> Result<Weights> {
@@ -61,12 +61,12 @@ impl Weights {
         Ok(match self {
             Weights::Files(model) => {
                 let source = ModelSource::open(&model.checkpoint)?;
-                let stored = source.tensors().iter().map(|tensor| (tensor.entry.clone(), tensor.dtype));
+                let stored = source.tensors().iter().map(|tensor| (tensor.entry.clone(), tensor.format));
                 (source.config().clone(), stored.collect())
             }
             Weights::Random(model) => {
                 let entries = model::tensors::tensors(model.config());
-                let stored = entries.into_iter().map(|entry| (entry.clone(), model.format_of(&entry)));
+                let stored = entries.into_iter().map(|entry| (entry.clone(), model.format_of(&entry).into()));
                 (model.config().clone(), stored.collect())
             }
         })
@@ -74,11 +74,6 @@ impl Weights {
 
     /// Loads them, and measures the memory before that.
     fn load(&self, machine: &dyn Machine, device: DeviceArg, options: &EngineOptions) -> Result<Load> {
-        if let Weights::Files(model) = self
-            && let Some(text) = runner::decoded(&model.checkpoint)
-        {
-            output::notice(&text);
-        }
         let threads = options.threads.unwrap_or(1);
         let (bandwidth, start) = (Cell::new(None), Cell::new(Instant::now()));
         let load = |device: &dyn Device, options: &EngineOptions| {
@@ -92,12 +87,17 @@ impl Weights {
             match self {
                 Weights::Files(model) => Engine::load(&model.checkpoint, device, options),
                 Weights::Random(model) => {
-                    let formats = |entry: &TensorEntry| model.format_of(entry);
+                    let formats = |entry: &TensorEntry| model.format_of(entry).into();
                     Engine::from_source(model.config().clone(), &formats, model, device, options)
                 }
             }
         };
         let (engine, device) = devices::load(machine, device, options, &load)?;
+        if let Weights::Files(model) = self
+            && let Some(text) = runner::decoded(&model.checkpoint, &engine)
+        {
+            output::notice(&text);
+        }
         let place = Place::of(&*device, threads, bandwidth.get(), start.get().elapsed());
         Ok(Load { engine, place })
     }
@@ -228,7 +228,7 @@ fn options(args: &BenchArgs, cases: &[Case], threads: usize) -> EngineOptions {
 
 /// Says where the shape does not allow the format.
 fn notice_replaced(model: &RandomModel, format: DType, stored: &[Stored]) {
-    let other = stored.iter().find(|(entry, dtype)| !entry.role.is_norm() && *dtype != format);
+    let other = stored.iter().find(|(entry, found)| !entry.role.is_norm() && *found != format.into());
     if let Some((entry, dtype)) = other {
         let all = stored.iter().filter(|(_, other)| other == dtype).count();
         output::notice(&format!(

@@ -45,7 +45,7 @@ fn memory(source: &ModelSource<'_>) -> Result<Estimate> {
     let config = source.config();
     let formats = |entry: &TensorEntry| {
         let found = source.tensors().iter().find(|tensor| tensor.entry == *entry);
-        found.map_or(DType::F32, |tensor| tensor.dtype)
+        found.map_or(DType::F32.into(), |tensor| tensor.format)
     };
     let program = build_program(config, &formats, ProgramOptions::default())?.program;
     let context = CONTEXT.min(config.context);

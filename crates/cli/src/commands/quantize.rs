@@ -42,7 +42,7 @@ pub(crate) fn run(args: QuantizeArgs) -> Result<()> {
         builder.tensor(&tensor.entry.name, formats.of_tensor(tensor), &tensor.entry.shape())?;
     }
     let bytes = builder.file_bytes();
-    let decoded = |tensor: &SourceTensor| tensor.dtype.tensor_bytes(tensor.entry.rows, tensor.entry.columns);
+    let decoded = |tensor: &SourceTensor| tensor.decoded().tensor_bytes(tensor.entry.rows, tensor.entry.columns);
     let total = source.tensors().iter().filter_map(decoded).map(|bytes| bytes as u64).sum();
     let mut task = Task {
         source: &source,
@@ -169,9 +169,9 @@ impl Task<'_> {
             return Ok(self.writer.write_tensor(&tensor.entry.name, &bytes)?);
         }
         // A trellis weight is decoded here.
-        let data = self.source.open(&tensor.entry.name).map_err(|error| anyhow!(error))?;
+        let data = self.source.open(&tensor.entry.name, tensor.decoded().into()).map_err(|error| anyhow!(error))?;
         let (rows, columns) = (tensor.entry.rows, tensor.entry.columns);
-        let (from, to) = (tensor.dtype, self.formats.of_tensor(tensor));
+        let (from, to) = (tensor.decoded(), self.formats.of_tensor(tensor));
         let row_bytes = data.bytes().len() / rows.max(1);
         let rows_at_once = (CHUNK / columns).max(self.threads);
         let mut row = 0;

@@ -4,7 +4,7 @@ use super::AttentionShape;
 use crate::backend::cache_positions;
 use crate::{
     Backend, BackendError, Batch, BufferId, BufferKind, Capabilities, Continuation, DType, LoadOptions, Loaded,
-    MemoryUse, Op, Program, Rows, Segment, WeightSource,
+    MemoryUse, Op, Program, Rows, Segment, WeightFormat, WeightSource,
 };
 
 /// The name that errors give.
@@ -40,6 +40,7 @@ impl Backend for ReferenceBackend {
         Capabilities {
             description: "plain Rust, one thread, for comparing".into(),
             weight_dtypes: DType::ALL.to_vec(),
+            trellis: true,
             cache_dtypes: CACHE_DTYPES.to_vec(),
             memory_bytes: u64::MAX,
             decodes: true,
@@ -71,8 +72,8 @@ impl ReferenceBackend {
         let mut values = Vec::with_capacity(program.buffers().len());
         for buffer in program.buffers() {
             values.push(match buffer.kind {
-                BufferKind::Weight { dtype, rows, columns } => {
-                    load_weight(weights, &buffer.name, dtype, (rows, columns))?
+                BufferKind::Weight { format, rows, columns } => {
+                    load_weight(weights, &buffer.name, format, (rows, columns))?
                 }
                 BufferKind::Scratch { rows, width } => zeros(&buffer.name, &[rows_max(rows, options), width])?,
                 BufferKind::Cache { width, .. } => {
@@ -114,19 +115,25 @@ fn check_options(program: &Program, options: &LoadOptions) -> Result<(), Backend
 fn load_weight(
     weights: &dyn WeightSource,
     name: &str,
-    dtype: DType,
+    format: WeightFormat,
     (rows, columns): (usize, usize),
 ) -> Result<Vec<f32>, BackendError> {
     let failed = |source| BackendError::Weight { name: name.into(), source };
-    let data = weights.open(name).map_err(failed)?;
-    let (bytes, expected) = (data.bytes(), dtype.tensor_bytes(rows, columns));
+    let data = weights.open(name, format).map_err(failed)?;
+    let (bytes, expected) = (data.bytes(), format.data_bytes(rows, columns));
     if Some(bytes.len()) != expected {
         let expected = expected.map_or("none".into(), |bytes| bytes.to_string());
-        let problem = format!("[{rows}, {columns}] in {dtype}: expected {expected} bytes, found {}", bytes.len());
+        let problem = format!("[{rows}, {columns}] in {format}: expected {expected} bytes, found {}", bytes.len());
         return Err(failed(problem.into()));
     }
     let mut values = zeros(name, &[rows, columns])?;
-    dtype.codec().decode(bytes, &mut values);
+    match format {
+        WeightFormat::Blocks(dtype) => dtype.codec().decode(bytes, &mut values),
+        WeightFormat::Trellis(format) => {
+            let linear = format.linear(rows, columns, &*data).map_err(failed)?;
+            linear.dequantize_unpadded(columns, &mut values);
+        }
+    }
     data.release(0..bytes.len());
     Ok(values)
 }

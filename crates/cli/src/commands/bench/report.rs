@@ -103,7 +103,7 @@ impl Line {
 impl Report {
     /// A report about a model.
     pub(super) fn new(model: String, config: &Config, stored: &[Stored], precision: Precision) -> Report {
-        let bytes = |(entry, dtype): &Stored| dtype.tensor_bytes(entry.rows, entry.columns).unwrap_or(0) as u64;
+        let bytes = |(entry, format): &Stored| format.tensor_bytes(entry.rows, entry.columns).unwrap_or(0) as u64;
         let weights_bytes = stored.iter().map(bytes).sum();
         // Of an embedding that is not the head too, a pass reads a few rows.
         let is_read = |(entry, _): &&Stored| entry.role != Role::Embedding || config.tied_embeddings;

@@ -7,9 +7,9 @@ use checkpoint::{Checkpoint, Encoding, Metadata};
 use engine::{ModelSource, SourceTensor};
 use model::Role;
 use serde_json::{Value, json};
+use tensor::WeightFormat;
 
 use crate::output::bytes;
-use crate::runner;
 
 /// The weights of one kind in all layers.
 #[derive(Default)]
@@ -26,9 +26,9 @@ impl Kind {
         for tensor in tensors {
             kind.weights += tensor.entry.rows * tensor.entry.columns;
             kind.bytes += tensor.stored_bytes;
-            let encoding = match tensor.trellis {
-                Some((rate, codebook)) => Encoding::Trellis(rate, codebook).to_string(),
-                None => tensor.dtype.to_string(),
+            let encoding = match tensor.format {
+                WeightFormat::Trellis(format) => Encoding::Trellis(format.rate, format.codebook).to_string(),
+                WeightFormat::Blocks(dtype) => dtype.to_string(),
             };
             *kind.encodings.entry(encoding).or_default() += 1;
         }
@@ -96,10 +96,12 @@ fn config(checkpoint: &Checkpoint) -> QuantizationConfig {
     }
 }
 
-/// Bits per weight, files, and that the weights are decoded; nothing for another checkpoint.
+/// Bits per weight and files; nothing for another checkpoint.
 pub(super) fn lines(source: &ModelSource<'_>) -> Vec<String> {
     let checkpoint = source.checkpoint();
-    let Some(decoded) = runner::decoded(checkpoint) else { return Vec::new() };
+    if checkpoint.trellis().is_empty() {
+        return Vec::new();
+    }
     let (layers, all) = sums(source);
     let version = config(checkpoint).version.map(|version| format!(", by exllamav3 {version}")).unwrap_or_default();
     let mut lines =
@@ -109,7 +111,6 @@ pub(super) fn lines(source: &ModelSource<'_>) -> Vec<String> {
     }
     let files = checkpoint.files();
     lines.extend(files.iter().map(|file| format!("  file         {}, {}", file.name, bytes(file.bytes))));
-    lines.push(format!("  note         {decoded}"));
     lines
 }
 

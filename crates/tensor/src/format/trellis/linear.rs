@@ -6,7 +6,7 @@ use half::f16;
 use thiserror::Error;
 
 use super::hadamard::{self, BLOCK};
-use super::{Codebook, LEN, Rate, SIDE, tile};
+use super::{Codebook, LEN, Rate, SIDE, Scales, tile};
 
 /// The weight of a linear layer, `output = input · W + bias`, in tiles:
 ///
@@ -179,6 +179,24 @@ impl<'a> Linear<'a> {
         Ok(Linear { rate, codebook, trellis: Cow::Owned(vec![0; tiles * rate.tile_bytes()]), suh, svh, bias: None })
     }
 
+    /// Tiles and their scales. The tiles are not copied.
+    ///
+    /// # Errors
+    /// As [`Linear::new`], or if there are more or fewer tiles than the scales ask for.
+    pub fn from_tiles(
+        rate: Rate,
+        codebook: Codebook,
+        scales: Scales,
+        tiles: &'a [u8],
+    ) -> Result<Linear<'a>, LinearError> {
+        let Scales { suh, svh } = scales;
+        check(rate, codebook, suh.len(), svh.len())?;
+        check_finite("suh", &suh)?;
+        check_finite("svh", &svh)?;
+        check_length("trellis", tiles, (suh.len() / SIDE) * (svh.len() / SIDE) * rate.tile_bytes())?;
+        Ok(Linear { rate, codebook, trellis: Cow::Borrowed(tiles), suh, svh, bias: None })
+    }
+
     /// Adds a bias `[outputs]`.
     ///
     /// # Errors
@@ -262,6 +280,21 @@ impl<'a> Linear<'a> {
             self.dequantize_block(block, rows);
         }
         weight
+    }
+
+    /// The first rows and `columns` of [`Linear::dequantize`], as many as there are values: a weight `[rows, columns]`
+    /// without its padding.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn dequantize_unpadded(&self, columns: usize, values: &mut [f32]) {
+        let mut block = vec![0.0; BLOCK * self.inputs()];
+        for (index, rows) in values.chunks_mut(BLOCK * columns).enumerate() {
+            self.dequantize_block(index, &mut block);
+            for (row, padded) in rows.chunks_exact_mut(columns).zip(block.chunks_exact(self.inputs())) {
+                row.copy_from_slice(&padded[..columns]);
+            }
+        }
     }
 
     /// The 128 rows `[128, inputs]` of [`Linear::dequantize`] from row `128 · block`, the fewest that can be had.

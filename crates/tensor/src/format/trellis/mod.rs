@@ -20,12 +20,14 @@ mod codebook;
 pub mod hadamard;
 mod linear;
 mod rate;
+mod scales;
 pub mod search;
 pub mod tile;
 
 pub use codebook::Codebook;
 pub use linear::{Linear, LinearError, Parts, StoredKind, StoredTensor};
 pub use rate::Rate;
+pub use scales::Scales;
 
 /// Rows and columns of a tile.
 pub const SIDE: usize = 16;
