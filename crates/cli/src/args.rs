@@ -338,26 +338,41 @@ pub(crate) struct QuantizeArgs {
     pub(crate) json: bool,
 }
 
-/// Measure how good a model is: perplexity of texts, exact answers to instructions
+/// Measure how good a model is: perplexity of texts, also beside the original, exact answers to instructions
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-Perplexity: a text's tokens are cut into pieces of 511, <bos> goes before each, all 511 predictions are scored, an \
-incomplete last piece is dropped. Instructions: one JSON object per line with `id`, `family`, `prompt` and `expected`; \
-the prompt is one user turn, the answer is greedy with at most 48 tokens, and must be equal to what is expected but \
-for white space around it.")]
+Texts are cut into windows of 512 tokens, an incomplete last one is dropped. `--protocol pieces`: <bos> before each 511 \
+tokens, and all 511 predictions count. `--protocol llama.cpp`, as its perplexity tool does: <bos> takes the place of \
+each window's first token, and the predictions after tokens 256 to 510 count.
+
+Against the original: KL divergence (in nats, of the model's distribution from the original's), how often both find \
+the same token most probable, and how much the probabilities of the text's own and of the original's most probable \
+token change.
+
+Instructions: one JSON object per line with `id`, `family`, `prompt` and `expected`; the prompt is one user turn, the \
+answer is greedy with at most 48 tokens, and must be equal to what is expected but for white space around it.")]
 pub(crate) struct EvaluateArgs {
     #[arg(help = MODEL_HELP)]
     pub(crate) model: Option<String>,
     /// Texts to measure the perplexity of
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(crate) text: Vec<PathBuf>,
+    /// The original: a model that predictions are compared with
+    #[arg(long, value_name = "MODEL", requires = "text")]
+    pub(crate) against: Option<String>,
+    /// Where the original runs, as --device [default: the same device]
+    #[arg(long, value_name = "DEVICE", requires = "against", value_parser = device)]
+    pub(crate) against_device: Option<DeviceArg>,
+    /// Which predictions count [default: pieces, or llama.cpp with --against]
+    #[arg(long, value_enum, requires = "text")]
+    pub(crate) protocol: Option<ProtocolArg>,
     /// Instructions to count exact answers to
     #[arg(long, value_name = "FILE")]
     pub(crate) instructions: Option<PathBuf>,
     /// Write each answer as a line of JSON
     #[arg(long, value_name = "FILE", requires = "instructions")]
     pub(crate) answers: Option<PathBuf>,
-    /// Only the first N pieces of each text and the first N instructions
+    /// Only the first N windows of each text and the first N instructions
     #[arg(long, value_name = "N")]
     pub(crate) limit: Option<usize>,
     #[command(flatten)]
@@ -365,6 +380,16 @@ pub(crate) struct EvaluateArgs {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// How a text is cut, and which predictions count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProtocolArg {
+    /// <bos> before each 511 tokens, all predictions
+    Pieces,
+    /// Windows of 512, the second half of each
+    #[value(name = "llama.cpp")]
+    LlamaCpp,
 }
 
 fn format_among(name: &str, formats: &[DType]) -> Result<DType, Usage> {

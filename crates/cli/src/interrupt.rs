@@ -8,8 +8,8 @@ use engine::InterruptHandle;
 
 /// Whether Ctrl-C was pressed and nobody has answered to it yet.
 static PRESSED: AtomicBool = AtomicBool::new(false);
-/// The engine that is told about it.
-static ENGINE: Mutex<Option<InterruptHandle>> = Mutex::new(None);
+/// The engines that are told about it.
+static ENGINES: Mutex<Vec<InterruptHandle>> = Mutex::new(Vec::new());
 
 /// Whether the program waits for somebody to type.
 static WAITING: AtomicBool = AtomicBool::new(false);
@@ -26,10 +26,8 @@ pub(crate) fn install() {
             let _ = write!(io::stderr().lock(), "\n(Ctrl-C once more, Ctrl-D or /bye to leave)\n>>> ");
             return;
         }
-        if let Ok(engine) = ENGINE.lock()
-            && let Some(engine) = &*engine
-        {
-            engine.interrupt();
+        if let Ok(engines) = ENGINES.lock() {
+            engines.iter().for_each(InterruptHandle::interrupt);
         }
     });
 }
@@ -45,8 +43,15 @@ pub(crate) fn while_waiting<T>(wait: impl FnOnce() -> T) -> T {
 
 /// From now on Ctrl-C interrupts this engine.
 pub(crate) fn watch(engine: InterruptHandle) {
-    if let Ok(mut watched) = ENGINE.lock() {
-        *watched = Some(engine);
+    if let Ok(mut watched) = ENGINES.lock() {
+        *watched = vec![engine];
+    }
+}
+
+/// From now on Ctrl-C interrupts these two.
+pub(crate) fn watch_both(one: InterruptHandle, other: InterruptHandle) {
+    if let Ok(mut watched) = ENGINES.lock() {
+        *watched = vec![one, other];
     }
 }
 
@@ -58,10 +63,9 @@ pub(crate) fn is_pressed() -> bool {
 /// Forgets that Ctrl-C was pressed.
 pub(crate) fn forget() {
     if PRESSED.swap(false, Ordering::SeqCst)
-        && let Ok(engine) = ENGINE.lock()
-        && let Some(engine) = &*engine
+        && let Ok(engines) = ENGINES.lock()
     {
-        engine.clear();
+        engines.iter().for_each(InterruptHandle::clear);
     }
 }
 

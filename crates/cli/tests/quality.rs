@@ -65,7 +65,7 @@ fn perplexity_is_that_of_the_processor() {
         let report = evaluate(device, &["--text", file.to_str().expect("UTF-8")]);
         let texts = report["text"].as_object().expect("texts");
         let text = texts.values().next().expect("one text");
-        assert_eq!(text["pieces"], 1, "{report}");
+        assert_eq!(text["windows"], 1, "{report}");
         text["perplexity"].as_f64().expect("a number")
     };
     let (expected, found) = (perplexity("cpu"), perplexity("vulkan"));

@@ -18,7 +18,71 @@ pub struct Row<'a> {
     pub hidden: &'a [&'a [f32]],
 }
 
+/// Consecutive tokens of a text, as a part of one pass.
+#[derive(Clone, Debug)]
+pub struct TextPart<'a> {
+    /// Slot of the caches, below [`crate::EngineOptions::sequences`]; it must be free. Each part has its own.
+    pub slot: usize,
+    /// Position of the first token. What was last run in the slot must be the positions before it.
+    pub position: usize,
+    /// The tokens, at least one.
+    pub tokens: &'a [u32],
+    /// The logits of which of them are wanted: indices into `tokens`.
+    pub outputs: Range<usize>,
+}
+
+/// What one pass of [`Engine::forward_parts`] can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PassLimits {
+    /// Texts.
+    pub parts: usize,
+    /// Tokens of all parts.
+    pub tokens: usize,
+    /// Rows of logits of all parts.
+    pub outputs: usize,
+}
+
 impl Engine {
+    /// What [`Engine::forward_parts`] takes at once.
+    pub fn pass_limits(&self) -> PassLimits {
+        PassLimits {
+            parts: self.options.sequences_max,
+            tokens: self.limits.chunk.min(self.limits.tokens_max),
+            outputs: self.limits.outputs_max,
+        }
+    }
+
+    /// Runs parts of several texts in one pass; [`Engine::pass_logits`] then has the logits that are wanted. The texts
+    /// go on in the next call, or others begin at position 0.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`]; an interruption; a device that failed: all texts have to begin again then.
+    ///
+    /// # Panics
+    /// If the parts are more than [`Engine::pass_limits`] allows, or a slot is not free.
+    pub fn forward_parts(&mut self, parts: &[TextPart<'_>]) -> Result<(), EngineError> {
+        let (mut tokens, mut segments, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        for part in parts {
+            assert!(self.slot_is_free(part.slot), "slot {} is taken", part.slot);
+            self.check_tokens(part.tokens)?;
+            let start = tokens.len();
+            rows.extend(part.outputs.clone().map(|output| (start + output) as u32));
+            segments.push(Segment { sequence: part.slot, position: part.position, tokens: part.tokens.len() });
+            tokens.extend_from_slice(part.tokens);
+        }
+        self.run_pass(&tokens, &segments, &rows)?;
+        self.logits.resize(rows.len() * self.config.vocabulary, 0.0);
+        if !rows.is_empty() {
+            self.loaded.read(self.program.logits, &mut self.logits)?;
+        }
+        Ok(())
+    }
+
+    /// The logits `[outputs, vocabulary]` of the last [`Engine::forward_parts`], in the order of the parts.
+    pub fn pass_logits(&self) -> &[f32] {
+        &self.logits
+    }
+
     /// Runs `tokens` from position 0 and gives a row for each position of `outputs`, in order. What comes after the
     /// last of these is not run; without outputs all is.
     ///
@@ -66,13 +130,18 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let segments = [Segment { sequence: slot, position, tokens: tokens.len() }];
         let rows: Vec<u32> = wanted.map(|wanted| (wanted - position) as u32).collect();
+        self.run_pass(tokens, &segments, &rows)
+    }
+
+    /// Runs one pass, unless an interruption was asked for.
+    fn run_pass(&mut self, tokens: &[u32], segments: &[Segment], rows: &[u32]) -> Result<(), EngineError> {
         loop {
             self.signals.arm();
             if self.signals.take_interrupt() {
                 return Err(EngineError::Interrupted);
             }
             let cancel = Some(&*self.signals.pass);
-            match self.loaded.run(&Batch { tokens, segments: &segments, outputs: &rows, cancel }) {
+            match self.loaded.run(&Batch { tokens, segments, outputs: rows, cancel }) {
                 Ok(()) => return Ok(()),
                 // Somebody else's handle: try again.
                 Err(BackendError::Cancelled) => {}

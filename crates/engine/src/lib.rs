@@ -46,7 +46,7 @@ mod trace;
 
 pub use cancel::{CancelHandle, InterruptHandle};
 pub use error::EngineError;
-pub use forward::Row;
+pub use forward::{PassLimits, Row, TextPart};
 pub use load::Engine;
 pub use options::EngineOptions;
 pub use request::{Event, FinishReason, Request, SequenceId, Statistics};

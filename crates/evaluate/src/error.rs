@@ -4,6 +4,8 @@ use engine::EngineError;
 use text::TextError;
 use thiserror::Error;
 
+use crate::NotFinite;
+
 /// A metric can't be computed.
 #[derive(Debug, Error)]
 pub enum EvaluateError {
@@ -13,21 +15,44 @@ pub enum EvaluateError {
     /// A prompt can't be made.
     #[error(transparent)]
     Text(#[from] TextError),
-    /// The text is shorter than one piece.
-    #[error("the text has {tokens} tokens, expected at least {needed}: one piece")]
+    /// The text is shorter than one window.
+    #[error("the text has {tokens} tokens, expected at least {needed}: one window")]
     TextTooShort {
         /// Tokens of the text.
         tokens: usize,
-        /// Tokens of one piece.
+        /// Tokens of one window, without `<bos>`.
         needed: usize,
     },
-    /// The model's context is shorter than one piece with its `<bos>`.
+    /// The model's context is shorter than one window.
     #[error("the context holds {context} tokens, expected at least {needed}")]
     ContextTooShort {
         /// Positions that were loaded.
         context: usize,
         /// Positions that are needed.
         needed: usize,
+    },
+    /// Two models that can't be compared.
+    #[error("the model's vocabulary has {model} entries, the original's {original}: they can't be compared")]
+    Vocabulary {
+        /// Entries of the model's.
+        model: usize,
+        /// Entries of the original's.
+        original: usize,
+    },
+    /// Logits that are not numbers.
+    #[error(
+        "the logits of the {of} are not numbers: they begin after {after} tokens of the text (window {window}, \
+         position {position})"
+    )]
+    Logits {
+        /// Whose they are.
+        of: NotFinite,
+        /// The first window with such logits, from 0.
+        window: usize,
+        /// The first position in it, from 0.
+        position: usize,
+        /// Tokens of the text before the prediction.
+        after: usize,
     },
     /// A line of a file of instructions is not what it should be.
     #[error("line {line}: expected an object with `id`, `family`, `prompt` and `expected`")]

@@ -1,80 +1,62 @@
 //! Perplexity of a text.
 
-use engine::Engine;
-
-use crate::{EvaluateError, Progress, Recover};
-
-/// Tokens of one piece: with `<bos>` a context of 512.
-pub const PIECE_TOKENS: usize = 511;
+use crate::compare::{Side, in_parallel, limits, not_finite, run};
+use crate::windows::{Output, Walk};
+use crate::{Estimate, EvaluateError, NotFinite, Progress, Softmax, Windows};
 
 /// How well a model predicts a text.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Perplexity {
-    /// Tokens of the text, without `<bos>`.
-    pub tokens: usize,
-    /// Pieces that were scored.
-    pub pieces: usize,
+    /// Predictions that were scored.
+    pub predictions: usize,
     /// Mean over all predictions of −ln of the probability of the token that came.
-    pub mean_nll: f64,
+    pub nll: Estimate,
 }
 
 impl Perplexity {
     /// e to the mean.
-    pub fn perplexity(&self) -> f64 {
-        self.mean_nll.exp()
+    pub fn perplexity(&self) -> Estimate {
+        self.nll.exp()
     }
 }
 
-/// The perplexity of `tokens`: cut into pieces of [`PIECE_TOKENS`], `<bos>` before each, all predictions of a piece
-/// scored, an incomplete last piece dropped. Progress counts pieces.
-///
-/// The engine must have a free slot and a context of at least [`PIECE_TOKENS`] + 1; more `outputs_max` make it faster.
+/// The perplexity of a text. `threads` look at the logits; progress counts predictions. More `outputs_max` of the
+/// engine make it faster.
 ///
 /// # Errors
-/// A text that is shorter than one piece, a context that is too short, what `recover` gives back.
+/// A context that is too short, logits that are not numbers, what `recover` gives back.
 pub fn perplexity(
-    engine: &mut Engine,
-    tokens: &[u32],
-    bos: u32,
-    recover: Recover<'_>,
+    mut model: Side<'_>,
+    windows: &Windows,
+    threads: usize,
     progress: Progress<'_>,
 ) -> Result<Perplexity, EvaluateError> {
-    let needed = PIECE_TOKENS + 1;
-    if engine.context() < needed {
-        return Err(EvaluateError::ContextTooShort { context: engine.context(), needed });
-    }
-    let pieces = tokens.len() / PIECE_TOKENS;
-    if pieces == 0 {
-        return Err(EvaluateError::TextTooShort { tokens: tokens.len(), needed: PIECE_TOKENS });
-    }
-    let mut sum = 0.0;
-    for (index, piece) in tokens.chunks_exact(PIECE_TOKENS).enumerate() {
-        let mut window = Vec::with_capacity(needed);
-        window.push(bos);
-        window.extend_from_slice(piece);
-        let mut scored = 0;
-        while scored < PIECE_TOKENS {
-            let result = engine.forward(&window, scored..PIECE_TOKENS, &mut |row| {
-                sum += negative_log_likelihood(row.logits, window[row.position + 1]);
-                scored = row.position + 1;
-            });
-            result.or_else(|error| recover(engine, error))?;
+    let limits = limits(model.engine)?;
+    let vocabulary = model.engine.config().vocabulary;
+    let mut walk = Walk::new(windows, 0, windows.len(), limits);
+    let mut done: Vec<f64> = Vec::with_capacity(windows.predictions());
+    while walk.advance() {
+        let Some(logits) = run(&mut walk, &mut model)? else { continue };
+        // After a failure a window begins again: what is done is not done twice.
+        let outputs: Vec<(usize, Output)> =
+            walk.outputs().enumerate().filter(|(_, output)| output.index >= done.len()).collect();
+        let found = in_parallel(&outputs, threads, &|(index, output)| {
+            negative_log_likelihood(&logits[index * vocabulary..][..vocabulary], output.token)
+        });
+        for (found, (_, output)) in found.into_iter().zip(&outputs) {
+            done.push(found.ok_or_else(|| not_finite(NotFinite::Model, windows, output))?);
         }
-        progress(index + 1, pieces);
+        progress(done.len(), windows.predictions());
     }
-    Ok(Perplexity { tokens: tokens.len(), pieces, mean_nll: sum / (pieces * PIECE_TOKENS) as f64 })
+    Ok(Perplexity { predictions: done.len(), nll: Estimate::of(done.iter().copied()) })
 }
 
-/// −ln of the softmax of `logits` at `token`.
+/// −ln of the softmax of `logits` at `token`; `None` if the logits are not all finite.
 ///
 /// # Panics
 /// If `token` is outside.
-pub fn negative_log_likelihood(logits: &[f32], token: u32) -> f64 {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    // Short sums in f32, so that the loop is wide, and long ones in f64.
-    let sum: f64 =
-        logits.chunks(64).map(|part| f64::from(part.iter().map(|logit| (logit - largest).exp()).sum::<f32>())).sum();
-    sum.ln() + f64::from(largest) - f64::from(logits[token as usize])
+pub fn negative_log_likelihood(logits: &[f32], token: u32) -> Option<f64> {
+    Some(-Softmax::of(logits)?.ln_probability(logits[token as usize]))
 }
 
 #[cfg(test)]
@@ -87,16 +69,19 @@ mod tests {
         let sum: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
         for (token, &logit) in logits.iter().enumerate() {
             let expected = sum.ln() - f64::from(logit);
-            assert!((negative_log_likelihood(&logits, token as u32) - expected).abs() < 1e-6);
+            assert!((negative_log_likelihood(&logits, token as u32).unwrap() - expected).abs() < 1e-6);
         }
         // A shift changes nothing, even one that would overflow the exponential.
         let shifted = logits.map(|logit| logit + 1000.0);
-        assert!((negative_log_likelihood(&shifted, 1) - negative_log_likelihood(&logits, 1)).abs() < 1e-3);
+        let (found, expected) = (negative_log_likelihood(&shifted, 1), negative_log_likelihood(&logits, 1));
+        assert!((found.unwrap() - expected.unwrap()).abs() < 1e-3);
+        assert_eq!(negative_log_likelihood(&[0.0, f32::NAN], 0), None);
     }
 
     #[test]
     fn a_uniform_distribution_has_the_perplexity_of_its_size() {
-        let mean_nll = negative_log_likelihood(&vec![0.5; 8192], 77);
-        assert!((Perplexity { tokens: 0, pieces: 0, mean_nll }.perplexity() - 8192.0).abs() < 1e-2);
+        let nll = negative_log_likelihood(&vec![0.5; 8192], 77).unwrap();
+        let nll = Estimate { value: nll, error: 0.0 };
+        assert!((Perplexity { predictions: 1, nll }.perplexity().value - 8192.0).abs() < 1e-2);
     }
 }

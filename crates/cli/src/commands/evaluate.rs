@@ -1,20 +1,21 @@
 //! `evaluate`: how good a model is.
 
+mod texts;
+
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use checkpoint::AtomicFile;
 use engine::{Engine, EngineOptions, ModelSource};
 use evaluate::{
-    Answer, Instruction, InstructionScore, PIECE_TOKENS, Perplexity, Prompting, answer_instructions,
-    parse_instructions, perplexity,
+    Answer, Instruction, InstructionScore, Prompting, WINDOW_TOKENS, answer_instructions, parse_instructions,
 };
 use serde_json::{Map, Value, json};
-use text::Special;
 
-use crate::args::EvaluateArgs;
+use self::texts::Text;
+use crate::args::{DeviceArg, EvaluateArgs};
 use crate::devices::ThisMachine;
 use crate::failure::Usage;
 use crate::model_source::Model;
@@ -35,7 +36,11 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
         return Err(Usage("nothing to measure\n\nhint: give --text FILE…, --instructions FILE or both".into()).into());
     }
     // All files are read first: a wrong name should not cost minutes.
-    let texts = args.text.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?;
+    let text = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Text { name, text: read(path)? })
+    };
+    let texts = args.text.iter().map(text).collect::<Result<Vec<_>>>()?;
     let instructions = match &args.instructions {
         Some(path) => {
             let parsed = parse_instructions(&read(path)?).with_context(|| format!("`{}`", path.display()))?;
@@ -46,14 +51,11 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     let start = Instant::now();
     let mut report = Map::new();
     if !texts.is_empty() {
-        // The logits of all positions are wanted: room for many rows.
-        let options = EngineOptions { outputs_max: 512, ..args.load.engine_options() };
-        let mut session = load(&args, options)?;
-        report.insert("model".into(), json!(session.name));
-        report.insert("text".into(), measure_texts(&mut session, &args, &texts)?);
+        texts::measure(&args, &texts, &mut report)?;
     }
     if !instructions.is_empty() {
-        let mut session = load(&args, EngineOptions { sequences: SEQUENCES, ..args.load.engine_options() })?;
+        let options = EngineOptions { sequences: SEQUENCES, ..args.load.engine_options() };
+        let mut session = load(args.model.as_deref(), args.load.device, options)?;
         report.insert("model".into(), json!(session.name));
         let answers = measure_instructions(&mut session, &instructions)?;
         report.insert("instructions".into(), tell_instructions(&args, &answers)?);
@@ -62,61 +64,17 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     if args.json { Ok(output::json(&Value::Object(report))?) } else { Ok(()) }
 }
 
-fn load(args: &EvaluateArgs, mut options: EngineOptions) -> Result<Session> {
-    options.context = options.context.or(Some(PIECE_TOKENS + 1));
-    let model = Model::open(args.model.as_deref())?;
+fn load(argument: Option<&str>, device: DeviceArg, mut options: EngineOptions) -> Result<Session> {
+    options.context = options.context.or(Some(WINDOW_TOKENS));
+    let model = Model::open(argument)?;
     let vocabulary = ModelSource::open(&model.checkpoint)?.config().vocabulary;
     options.outputs_max = options.outputs_max.min(outputs_max(vocabulary));
-    Session::of_model(model, &ThisMachine, args.load.device, &options)
+    Session::of_model(model, &ThisMachine, device, &options)
 }
 
 fn read(path: &Path) -> Result<String> {
     let bytes = fs::read(path).with_context(|| format!("can't read `{}`", path.display()))?;
     String::from_utf8(bytes).with_context(|| format!("`{}` is no text in UTF-8", path.display()))
-}
-
-fn measure_texts(session: &mut Session, args: &EvaluateArgs, texts: &[String]) -> Result<Value> {
-    let bos = session.tokenizer.bos().context("the tokenizer has no <bos>, which perplexity is measured with")?;
-    let mut results = Map::new();
-    for (path, text) in args.text.iter().zip(texts) {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let start = Instant::now();
-        let tokens = session.tokenizer.encode(text, Special::Text);
-        let scored = &tokens[..tokens.len().min(args.limit.unwrap_or(usize::MAX).saturating_mul(PIECE_TOKENS))];
-        let pieces = (scored.len() / PIECE_TOKENS) as u64;
-        let mut progress = Progress::new(&name, Unit::Things("pieces"), pieces);
-        let result = score(&mut session.runner, scored, bos, &mut |done, _| progress.set(done as u64));
-        drop(progress);
-        let result = result.with_context(|| format!("`{}`", path.display()))?;
-        let Perplexity { pieces, mean_nll, .. } = result;
-        let rate = (pieces * PIECE_TOKENS) as f64 / start.elapsed().as_secs_f64();
-        if !args.json {
-            output::answer(&format!(
-                "{name}: perplexity {:.3} ({} tokens, {pieces} pieces, {rate:.0} tokens/s)\n",
-                result.perplexity(),
-                tokens.len()
-            ))?;
-        }
-        results.insert(
-            name,
-            json!({
-                "tokens": tokens.len(),
-                "pieces": pieces,
-                "mean_nll": mean_nll,
-                "perplexity": result.perplexity(),
-                "tokens_per_second": rate,
-            }),
-        );
-    }
-    Ok(Value::Object(results))
-}
-
-/// [`perplexity`] on whatever device is left.
-fn score(runner: &mut Runner, tokens: &[u32], bos: u32, progress: evaluate::Progress<'_>) -> Result<Perplexity> {
-    let Runner { engine, home } = runner;
-    let mut restarts = RESTARTS;
-    let mut recover = |engine: &mut Engine, error| home.recover(engine, error, &mut restarts);
-    Ok(perplexity(engine, tokens, bos, &mut recover, progress)?)
 }
 
 /// [`answer_instructions`] on whatever device is left.
@@ -162,27 +120,11 @@ fn write_answers(path: &Path, answers: &[Answer]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::DeviceArg;
     use crate::devices::fake::{Fault, Gpu, machine};
 
     fn session(gpus: Vec<Gpu>, options: &EngineOptions) -> (Session, &'static crate::devices::fake::FakeMachine) {
         let machine = machine(gpus);
         (Session::of_model(Model::open(None).unwrap(), machine, DeviceArg::Auto, options).unwrap(), machine)
-    }
-
-    #[test]
-    fn a_text_is_scored_once_though_the_device_is_lost() {
-        let options = EngineOptions { context: Some(PIECE_TOKENS + 1), outputs_max: 128, ..EngineOptions::default() };
-        let measure = |gpus| {
-            let (mut session, machine) = session(gpus, &options);
-            let tokens: Vec<u32> = (0..PIECE_TOKENS as u32).map(|token| 300 + token * 7 % 1000).collect();
-            let bos = session.tokenizer.bos().unwrap();
-            let found = score(&mut session.runner, &tokens, bos, &mut |_, _| ()).unwrap();
-            (found.mean_nll, machine.told().len())
-        };
-        let (expected, _) = measure(vec![]);
-        let lost = |passes| vec![Gpu::failing(0, vec![Some(Fault::Pass(passes, "lost")), None])];
-        assert_eq!(measure(lost(2)), (expected, 1));
     }
 
     #[test]

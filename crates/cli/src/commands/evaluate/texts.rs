@@ -1,0 +1,276 @@
+//! How well a model predicts texts, alone or beside the original.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use backend_cpu::physical_cores;
+use engine::{Engine, EngineOptions};
+use evaluate::{Comparison, Divergence, Estimate, Perplexity, Protocol, Side, Windows, compare, perplexity};
+use serde_json::{Map, Value, json};
+use text::Special;
+
+use super::load;
+use crate::args::{EvaluateArgs, ProtocolArg};
+use crate::progress::{Progress, Unit};
+use crate::runner::{RESTARTS, Runner};
+use crate::session::Session;
+use crate::{interrupt, output};
+
+/// A text and what to call it.
+pub(super) struct Text {
+    pub(super) name: String,
+    pub(super) text: String,
+}
+
+/// Measures the texts: `text` of the report, and `against` where there is an original.
+///
+/// # Errors
+/// Models that can't be loaded or don't belong together, texts that are too short.
+pub(super) fn measure(args: &EvaluateArgs, texts: &[Text], report: &mut Map<String, Value>) -> Result<()> {
+    // The logits of many positions are wanted: room for many rows.
+    let options = EngineOptions { outputs_max: 512, ..args.load.engine_options() };
+    let mut session = load(args.model.as_deref(), args.load.device, options.clone())?;
+    report.insert("model".into(), json!(session.name));
+    let mut original = match &args.against {
+        Some(argument) => {
+            let device = args.against_device.unwrap_or(args.load.device);
+            Some(load(Some(argument), device, options).with_context(|| format!("the original, `{argument}`"))?)
+        }
+        None => None,
+    };
+    if let Some(original) = &original {
+        interrupt::watch_both(session.runner.engine.interrupt_handle(), original.runner.engine.interrupt_handle());
+        report.insert("against".into(), json!(original.name));
+    }
+    let protocol = protocol(args);
+    report.insert("protocol".into(), json!(protocol.name()));
+    let mut results = Map::new();
+    for text in texts {
+        let measured = match &mut original {
+            Some(original) => measure_against(args, &mut session, original, text),
+            None => measure_alone(args, &mut session, text),
+        };
+        results.insert(text.name.clone(), measured.with_context(|| format!("`{}`", text.name))?);
+    }
+    report.insert("text".into(), Value::Object(results));
+    Ok(())
+}
+
+/// The protocol that was asked for; against an original it is llama.cpp's unless another one is.
+fn protocol(args: &EvaluateArgs) -> Protocol {
+    match (args.protocol, &args.against) {
+        (Some(ProtocolArg::Pieces), _) | (None, None) => Protocol::Pieces,
+        (Some(ProtocolArg::LlamaCpp), _) | (None, Some(_)) => Protocol::LlamaCpp,
+    }
+}
+
+/// A text's windows and the number of its tokens.
+fn windows(args: &EvaluateArgs, session: &Session, tokens: &[u32]) -> Result<Windows> {
+    let bos = session.tokenizer.bos().context("the tokenizer has no <bos>, which perplexity is measured with")?;
+    Ok(Windows::new(protocol(args), tokens, bos, args.limit.unwrap_or(usize::MAX))?)
+}
+
+/// Threads that look at logits.
+fn threads(args: &EvaluateArgs) -> usize {
+    args.load.threads.unwrap_or_else(physical_cores)
+}
+
+fn measure_alone(args: &EvaluateArgs, session: &mut Session, text: &Text) -> Result<Value> {
+    let start = Instant::now();
+    let tokens = session.tokenizer.encode(&text.text, Special::Text);
+    let windows = windows(args, session, &tokens)?;
+    let mut progress = Progress::new(&text.name, Unit::Things("predictions"), windows.predictions() as u64);
+    let found = score(&mut session.runner, &windows, threads(args), &mut |done, _| progress.set(done as u64));
+    drop(progress);
+    let found = found?;
+    let perplexity = found.perplexity();
+    let rate = rate(&windows, start.elapsed());
+    if !args.json {
+        output::answer(&format!(
+            "{}: perplexity {:.3} ± {:.3} ({} tokens, {} windows, {rate:.0} tokens/s)\n",
+            text.name,
+            perplexity.value,
+            perplexity.error,
+            tokens.len(),
+            windows.len()
+        ))?;
+    }
+    Ok(json!({
+        "tokens": tokens.len(),
+        "windows": windows.len(),
+        "predictions": found.predictions,
+        "mean_nll": found.nll.value,
+        "perplexity": perplexity.value,
+        "perplexity_error": perplexity.error,
+        "tokens_per_second": rate,
+    }))
+}
+
+fn measure_against(args: &EvaluateArgs, session: &mut Session, original: &mut Session, text: &Text) -> Result<Value> {
+    let start = Instant::now();
+    let tokens = session.tokenizer.encode(&text.text, Special::Text);
+    ensure!(
+        tokens == original.tokenizer.encode(&text.text, Special::Text),
+        "the tokenizers of `{}` and `{}` make different tokens of this text: they can't be compared",
+        session.name,
+        original.name
+    );
+    let windows = windows(args, session, &tokens)?;
+    let mut progress = Progress::new(&text.name, Unit::Things("predictions"), windows.predictions() as u64);
+    let (ours, theirs) = (&mut session.runner, &mut original.runner);
+    let found = score_against(ours, theirs, &windows, threads(args), &mut |done, _| progress.set(done as u64));
+    drop(progress);
+    let comparison = Comparison::of(&found?);
+    let rate = rate(&windows, start.elapsed());
+    if !args.json {
+        let title = format!(
+            "{} against {}: {} tokens, {} windows, {} predictions, {rate:.0} tokens/s",
+            text.name,
+            original.name,
+            tokens.len(),
+            windows.len(),
+            comparison.predictions
+        );
+        output::answer(&format!("{title}\n{}", table(&comparison)))?;
+    }
+    let mut value = json!({ "tokens": tokens.len(), "windows": windows.len(), "tokens_per_second": rate });
+    if let (Some(object), Value::Object(more)) = (value.as_object_mut(), comparison_json(&comparison)) {
+        object.extend(more);
+    }
+    Ok(value)
+}
+
+/// Tokens of all windows per second.
+fn rate(windows: &Windows, time: Duration) -> f64 {
+    windows.tokens().len() as f64 / time.as_secs_f64()
+}
+
+/// A comparison for people.
+fn table(found: &Comparison) -> String {
+    let line = |label: &str, Estimate { value, error }: Estimate| format!("  {label:<40} {value:>9.5} ± {error:.5}\n");
+    let percent = |label: &str, Estimate { value, error }: Estimate| {
+        format!("  {label:<40} {:>8.3} % ± {:.3} %\n", 100.0 * value, 100.0 * error)
+    };
+    let kl = &found.kl;
+    let mut text = line("perplexity", found.perplexity)
+        + &line("perplexity of the original", found.original_perplexity)
+        + &line("ln of their ratio", found.ln_ratio)
+        + &line("KL divergence, mean", kl.mean);
+    let quantiles = [("median", kl.median), ("90 %", kl.p90), ("95 %", kl.p95), ("99 %", kl.p99), ("99.9 %", kl.p999)];
+    for (label, value) in quantiles.into_iter().chain([("largest", kl.max)]) {
+        text += &format!("    {label:<38} {value:>9.5}\n");
+    }
+    text + &percent("same most probable token", found.same_top)
+        + &percent("probability of the token, RMS change", found.token_change_rms)
+        + &percent("probability of the top one, RMS change", found.top_change_rms)
+}
+
+fn comparison_json(found: &Comparison) -> Value {
+    let kl = &found.kl;
+    json!({
+        "predictions": found.predictions,
+        "perplexity": found.perplexity.value,
+        "perplexity_error": found.perplexity.error,
+        "original_perplexity": found.original_perplexity.value,
+        "original_perplexity_error": found.original_perplexity.error,
+        "ln_ratio": found.ln_ratio.value,
+        "ln_ratio_error": found.ln_ratio.error,
+        "kl": {
+            "mean": kl.mean.value,
+            "mean_error": kl.mean.error,
+            "median": kl.median,
+            "p90": kl.p90,
+            "p95": kl.p95,
+            "p99": kl.p99,
+            "p99.9": kl.p999,
+            "max": kl.max,
+        },
+        "same_top": found.same_top.value,
+        "same_top_error": found.same_top.error,
+        "token_change_rms": found.token_change_rms.value,
+        "token_change_rms_error": found.token_change_rms.error,
+        "top_change_rms": found.top_change_rms.value,
+        "top_change_rms_error": found.top_change_rms.error,
+    })
+}
+
+/// [`perplexity`] on whatever device is left.
+fn score(
+    runner: &mut Runner,
+    windows: &Windows,
+    threads: usize,
+    progress: evaluate::Progress<'_>,
+) -> Result<Perplexity> {
+    let Runner { engine, home } = runner;
+    let mut restarts = RESTARTS;
+    let mut recover = |engine: &mut Engine, error| home.recover(engine, error, &mut restarts);
+    Ok(perplexity(Side { engine, recover: &mut recover }, windows, threads, progress)?)
+}
+
+/// [`compare`] on whatever devices are left.
+fn score_against(
+    model: &mut Runner,
+    original: &mut Runner,
+    windows: &Windows,
+    threads: usize,
+    progress: evaluate::Progress<'_>,
+) -> Result<Vec<Divergence>> {
+    let (mut restarts, mut original_restarts) = (RESTARTS, RESTARTS);
+    let mut recover = |engine: &mut Engine, error| model.home.recover(engine, error, &mut restarts);
+    let side = Side { engine: &mut model.engine, recover: &mut recover };
+    let mut recover = |engine: &mut Engine, error| original.home.recover(engine, error, &mut original_restarts);
+    let original = Side { engine: &mut original.engine, recover: &mut recover };
+    Ok(compare(side, original, windows, threads, progress)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use evaluate::WINDOW_TOKENS;
+
+    use super::*;
+    use crate::args::DeviceArg;
+    use crate::devices::fake::{Fault, Gpu, machine};
+    use crate::model_source::Model;
+
+    const OPTIONS: fn() -> EngineOptions =
+        || EngineOptions { context: Some(WINDOW_TOKENS), outputs_max: 128, ..EngineOptions::default() };
+
+    fn session(gpus: Vec<Gpu>) -> (Session, &'static crate::devices::fake::FakeMachine) {
+        let machine = machine(gpus);
+        (Session::of_model(Model::open(None).unwrap(), machine, DeviceArg::Auto, &OPTIONS()).unwrap(), machine)
+    }
+
+    fn lost(passes: usize) -> Vec<Gpu> {
+        vec![Gpu::failing(0, vec![Some(Fault::Pass(passes, "lost")), None])]
+    }
+
+    fn one_window(protocol: Protocol, session: &Session) -> Windows {
+        let tokens: Vec<u32> = (0..511).map(|token| 300 + token * 7 % 1000).collect();
+        Windows::new(protocol, &tokens, session.tokenizer.bos().unwrap(), 1).unwrap()
+    }
+
+    #[test]
+    fn a_text_is_scored_once_though_the_device_is_lost() {
+        let measure = |gpus| {
+            let (mut session, machine) = session(gpus);
+            let windows = one_window(Protocol::Pieces, &session);
+            let found = score(&mut session.runner, &windows, 2, &mut |_, _| ()).unwrap();
+            (found, machine.told().len())
+        };
+        let (expected, _) = measure(vec![]);
+        assert_eq!(measure(lost(2)), (expected, 1));
+    }
+
+    #[test]
+    fn a_model_is_like_itself_though_a_device_is_lost() {
+        for (gpus, original) in [(vec![], vec![]), (lost(2), vec![]), (vec![], lost(1))] {
+            let failures = gpus.len() + original.len();
+            let ((mut session, machine), (mut original, other)) = (self::session(gpus), self::session(original));
+            let windows = one_window(Protocol::LlamaCpp, &session);
+            let found = score_against(&mut session.runner, &mut original.runner, &windows, 2, &mut |_, _| ()).unwrap();
+            assert_eq!(found.len(), 255);
+            assert!(found.iter().all(|one| one.kl == 0.0 && one.same_top && one.nll == one.original_nll));
+            assert_eq!(machine.told().len() + other.told().len(), failures);
+        }
+    }
+}
