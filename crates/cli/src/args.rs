@@ -347,7 +347,8 @@ each window's first token, and the predictions after tokens 256 to 510 count.
 
 Against the original: KL divergence (in nats, of the model's distribution from the original's), how often both find \
 the same token most probable, and how much the probabilities of the text's own and of the original's most probable \
-token change.
+token change. Saved logits have the most probable tokens exactly, and the others as one sum and a sample: what they \
+leave open is told.
 
 Instructions: one JSON object per line with `id`, `family`, `prompt` and `expected`; the prompt is one user turn, the \
 answer is greedy with at most 48 tokens, and must be equal to what is expected but for white space around it.")]
@@ -357,13 +358,22 @@ pub(crate) struct EvaluateArgs {
     /// Texts to measure the perplexity of
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(crate) text: Vec<PathBuf>,
-    /// The original: a model that predictions are compared with
-    #[arg(long, value_name = "MODEL", requires = "text")]
+    /// The original, which predictions are compared with: a model, or its saved logits
+    #[arg(long, value_name = "MODEL|FILE", requires = "text")]
     pub(crate) against: Option<String>,
     /// Where the original runs, as --device [default: the same device]
     #[arg(long, value_name = "DEVICE", requires = "against", value_parser = device)]
     pub(crate) against_device: Option<DeviceArg>,
-    /// Which predictions count [default: pieces, or llama.cpp with --against]
+    /// Save the model's logits, for --against; where a run was interrupted, the next one goes on
+    #[arg(long, value_name = "FILE", requires = "text", conflicts_with_all = ["against", "instructions"])]
+    pub(crate) save_logits: Option<PathBuf>,
+    /// Save all logits, and not just what fits into 2 kB per prediction
+    #[arg(long, requires = "save_logits")]
+    pub(crate) full: bool,
+    /// Overwrite an existing file
+    #[arg(long, requires = "save_logits")]
+    pub(crate) force: bool,
+    /// Which predictions count [default: pieces, or llama.cpp with --against and --save-logits]
     #[arg(long, value_enum, requires = "text")]
     pub(crate) protocol: Option<ProtocolArg>,
     /// Instructions to count exact answers to

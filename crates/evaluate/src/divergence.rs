@@ -18,6 +18,19 @@ pub struct Divergence {
     pub token_change: f64,
     /// Probability of the original's most probable token: the model's less the original's.
     pub top_change: f64,
+    /// What the original's saved logits leave open; nothing where all are there.
+    pub tail: Tail,
+}
+
+/// The tokens of which saved logits only have the sum of the probabilities.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tail {
+    /// Their probability by the original.
+    pub mass: f64,
+    /// The KL divergence among them, as a sample of them estimates it: a part of [`Divergence::kl`].
+    pub inside: f64,
+    /// The most that it can be.
+    pub inside_max: f64,
 }
 
 /// Values that are summed in f32 before the sum goes on in f64, so that the inner loop is wide.
@@ -86,6 +99,7 @@ pub fn divergence(original: &[f32], logits: &[f32], token: u32) -> Result<Diverg
         same_top: base.top == model.top,
         token_change: model_token.exp() - base_token.exp(),
         top_change: model_top.exp() - base_top.exp(),
+        tail: Tail::default(),
     })
 }
 

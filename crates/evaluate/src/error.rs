@@ -54,6 +54,22 @@ pub enum EvaluateError {
         /// Tokens of the text before the prediction.
         after: usize,
     },
+    /// Saved logits that can't be used.
+    #[error("the saved logits can't be used: {problem}")]
+    Saved {
+        /// Why.
+        problem: String,
+    },
+    /// The header of saved logits.
+    #[error("the header of the saved logits is not valid")]
+    SavedHeader {
+        /// What the JSON reader says.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A file of saved logits can't be read or written.
+    #[error("the saved logits: {0}")]
+    Io(#[from] std::io::Error),
     /// A line of a file of instructions is not what it should be.
     #[error("line {line}: expected an object with `id`, `family`, `prompt` and `expected`")]
     Instruction {

@@ -10,18 +10,20 @@ mod divergence;
 mod error;
 mod instructions;
 mod perplexity;
+mod saved;
 mod statistics;
 mod windows;
 
 pub use compare::{Side, compare};
-pub use divergence::{Divergence, NotFinite, Softmax, divergence};
+pub use divergence::{Divergence, NotFinite, Softmax, Tail, divergence};
 pub use error::EvaluateError;
 pub use instructions::{
     ANSWER_TOKENS_MAX, Answer, Instruction, InstructionScore, Prompting, answer_instructions, is_exact,
     parse_instructions,
 };
 pub use perplexity::{Perplexity, negative_log_likelihood, perplexity};
-pub use statistics::{Comparison, Estimate, KlDistribution, quantile};
+pub use saved::{Fnv, Hashes, Keep, MAGIC, SavedHeader, SavedText, compare_with_saved, save_logits};
+pub use statistics::{Comparison, Estimate, KlDistribution, TailSummary, quantile};
 pub use windows::{Protocol, WINDOW_TOKENS, Windows};
 
 /// Makes the engine work again after a pass has failed, or gives the error back: where it is not the device's, or where

@@ -101,6 +101,34 @@ pub struct Comparison {
     pub token_change_rms: Estimate,
     /// Root of the mean square of the change of the probability of the original's most probable token.
     pub top_change_rms: Estimate,
+    /// What saved logits leave open.
+    pub tail: Option<TailSummary>,
+}
+
+/// What is known about the KL divergence among the tokens of which saved logits only have the sum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TailSummary {
+    /// Mean of their probability.
+    pub mass: f64,
+    /// What they add to the mean KL divergence, estimated from a sample.
+    pub inside: Estimate,
+    /// The least that the mean KL divergence can be.
+    pub kl_min: f64,
+    /// The most that it can be.
+    pub kl_max: f64,
+}
+
+impl TailSummary {
+    fn of(divergences: &[Divergence]) -> Option<TailSummary> {
+        let mean = |value: &dyn Fn(&Divergence) -> f64| Estimate::of(divergences.iter().map(value));
+        let mass = mean(&|one| one.tail.mass).value;
+        (mass > 0.0).then(|| TailSummary {
+            mass,
+            inside: mean(&|one| one.tail.inside),
+            kl_min: mean(&|one| one.kl - one.tail.inside).value,
+            kl_max: mean(&|one| one.kl - one.tail.inside + one.tail.inside_max).value,
+        })
+    }
 }
 
 impl Comparison {
@@ -119,6 +147,7 @@ impl Comparison {
             same_top: mean(&|one| f64::from(u8::from(one.same_top))),
             token_change_rms: mean(&|one| one.token_change.powi(2)).sqrt(),
             top_change_rms: mean(&|one| one.top_change.powi(2)).sqrt(),
+            tail: TailSummary::of(divergences),
         }
     }
 }
@@ -126,6 +155,7 @@ impl Comparison {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Tail;
 
     fn near(found: f64, expected: f64) {
         assert!((found - expected).abs() <= 1e-12 * expected.abs().max(1.0), "found {found}, expected {expected}");
@@ -162,6 +192,7 @@ mod tests {
             same_top,
             token_change: change,
             top_change: 2.0 * change,
+            tail: Tail { mass: 0.1, inside: 0.01, inside_max: 0.5 },
         };
         let all = [one(2.0, 1.5, 0.1, true, 0.3), one(1.0, 1.5, 0.3, false, -0.4), one(3.0, 2.4, 0.2, true, 0.0)];
         let found = Comparison::of(&all);
@@ -179,5 +210,10 @@ mod tests {
         near(found.same_top.error, (2.0f64 / 9.0 / 2.0).sqrt());
         near(found.token_change_rms.value, (0.25f64 / 3.0).sqrt());
         near(found.top_change_rms.value, (1.0f64 / 3.0).sqrt());
+        let tail = found.tail.unwrap();
+        near(tail.mass, 0.1);
+        near(tail.inside.value, 0.01);
+        near(tail.kl_min, 0.19);
+        near(tail.kl_max, 0.69);
     }
 }

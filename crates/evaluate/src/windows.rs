@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use engine::{Engine, PassLimits, TextPart};
 
-use crate::EvaluateError;
+use crate::{EvaluateError, Fnv};
 
 /// Tokens of one window, `<bos>` included.
 pub const WINDOW_TOKENS: usize = 512;
@@ -101,6 +101,16 @@ impl Windows {
     /// The tokens of one window.
     pub fn window(&self, index: usize) -> &[u32] {
         &self.tokens[index * WINDOW_TOKENS..][..WINDOW_TOKENS]
+    }
+
+    /// For each window a hash of all tokens up to its end.
+    pub fn hashes(&self) -> Vec<u64> {
+        let mut hash = Fnv::default();
+        let of = |window: &[u32]| {
+            window.iter().for_each(|token| hash.update(&token.to_le_bytes()));
+            hash.value()
+        };
+        self.tokens.chunks(WINDOW_TOKENS).map(of).collect()
     }
 
     /// Scored predictions of all windows.

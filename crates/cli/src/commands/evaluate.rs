@@ -1,5 +1,6 @@
 //! `evaluate`: how good a model is.
 
+mod saved;
 mod texts;
 
 use std::fs;

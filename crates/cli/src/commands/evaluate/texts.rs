@@ -1,16 +1,23 @@
 //! How well a model predicts texts, alone or beside the original.
 
+use std::io;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use backend_cpu::physical_cores;
 use engine::{Engine, EngineOptions};
-use evaluate::{Comparison, Divergence, Estimate, Perplexity, Protocol, Side, Windows, compare, perplexity};
+use evaluate::{
+    Comparison, Divergence, Estimate, Keep, Perplexity, Protocol, SavedHeader, Side, Windows, compare,
+    compare_with_saved, perplexity, save_logits,
+};
 use serde_json::{Map, Value, json};
 use text::Special;
 
-use super::load;
+use super::saved::{Reader, SavedFile};
+use super::{load, saved};
 use crate::args::{EvaluateArgs, ProtocolArg};
+use crate::model_source::Model;
 use crate::progress::{Progress, Unit};
 use crate::runner::{RESTARTS, Runner};
 use crate::session::Session;
@@ -22,28 +29,53 @@ pub(super) struct Text {
     pub(super) text: String,
 }
 
-/// Measures the texts: `text` of the report, and `against` where there is an original.
+/// What a model is compared with.
+enum Original {
+    Model(Box<Session>),
+    Saved(Reader),
+}
+
+impl Original {
+    fn name(&self) -> &str {
+        match self {
+            Original::Model(session) => &session.name,
+            Original::Saved(reader) => &reader.header.model,
+        }
+    }
+}
+
+/// Measures the texts: `text` of the report, and `against` where there is an original. Or saves their logits.
 ///
 /// # Errors
 /// Models that can't be loaded or don't belong together, texts that are too short.
 pub(super) fn measure(args: &EvaluateArgs, texts: &[Text], report: &mut Map<String, Value>) -> Result<()> {
+    if let Some(path) = &args.save_logits {
+        saved::check_free(path, args.force)?;
+    }
     // The logits of many positions are wanted: room for many rows.
     let options = EngineOptions { outputs_max: 512, ..args.load.engine_options() };
+    let mut original = match &args.against {
+        // Looked at before any model is loaded.
+        Some(path) if saved::is_saved(Path::new(path)) => Some(Original::Saved(Reader::open(Path::new(path))?)),
+        Some(_) | None => None,
+    };
     let mut session = load(args.model.as_deref(), args.load.device, options.clone())?;
     report.insert("model".into(), json!(session.name));
-    let mut original = match &args.against {
-        Some(argument) => {
-            let device = args.against_device.unwrap_or(args.load.device);
-            Some(load(Some(argument), device, options).with_context(|| format!("the original, `{argument}`"))?)
-        }
-        None => None,
-    };
-    if let Some(original) = &original {
-        interrupt::watch_both(session.runner.engine.interrupt_handle(), original.runner.engine.interrupt_handle());
-        report.insert("against".into(), json!(original.name));
+    report.insert("protocol".into(), json!(protocol(args).name()));
+    if let Some(path) = &args.save_logits {
+        let saved = save(args, &mut session, texts, path)?;
+        report.insert("saved".into(), saved);
+        return Ok(());
     }
-    let protocol = protocol(args);
-    report.insert("protocol".into(), json!(protocol.name()));
+    if let (None, Some(argument)) = (&original, &args.against) {
+        let device = args.against_device.unwrap_or(args.load.device);
+        let other = load(Some(argument), device, options).with_context(|| format!("the original, `{argument}`"))?;
+        interrupt::watch_both(session.runner.engine.interrupt_handle(), other.runner.engine.interrupt_handle());
+        original = Some(Original::Model(Box::new(other)));
+    }
+    if let Some(original) = &original {
+        report.insert("against".into(), json!(original.name()));
+    }
     let mut results = Map::new();
     for text in texts {
         let measured = match &mut original {
@@ -56,18 +88,70 @@ pub(super) fn measure(args: &EvaluateArgs, texts: &[Text], report: &mut Map<Stri
     Ok(())
 }
 
-/// The protocol that was asked for; against an original it is llama.cpp's unless another one is.
+/// The protocol that was asked for. Where an original is compared with, it is llama.cpp's unless another one is.
 fn protocol(args: &EvaluateArgs) -> Protocol {
-    match (args.protocol, &args.against) {
-        (Some(ProtocolArg::Pieces), _) | (None, None) => Protocol::Pieces,
-        (Some(ProtocolArg::LlamaCpp), _) | (None, Some(_)) => Protocol::LlamaCpp,
+    match args.protocol {
+        Some(ProtocolArg::Pieces) => Protocol::Pieces,
+        Some(ProtocolArg::LlamaCpp) => Protocol::LlamaCpp,
+        None if args.against.is_some() || args.save_logits.is_some() => Protocol::LlamaCpp,
+        None => Protocol::Pieces,
     }
 }
 
-/// A text's windows and the number of its tokens.
+/// A text's windows.
 fn windows(args: &EvaluateArgs, session: &Session, tokens: &[u32]) -> Result<Windows> {
     let bos = session.tokenizer.bos().context("the tokenizer has no <bos>, which perplexity is measured with")?;
     Ok(Windows::new(protocol(args), tokens, bos, args.limit.unwrap_or(usize::MAX))?)
+}
+
+/// Saves the logits of all texts into one file.
+fn save(args: &EvaluateArgs, session: &mut Session, texts: &[Text], path: &Path) -> Result<Value> {
+    let cut = |text: &Text| {
+        let tokens = session.tokenizer.encode(&text.text, Special::Text);
+        let windows = windows(args, session, &tokens).with_context(|| format!("`{}`", text.name))?;
+        Ok((text.name.clone(), windows))
+    };
+    let all = texts.iter().map(cut).collect::<Result<Vec<_>>>()?;
+    let hashes = saved::hashes(&Model::open(args.model.as_deref())?.checkpoint, &session.tokenizer)?;
+    let vocabulary = session.runner.engine.config().vocabulary;
+    let keep = if args.full { Keep::Full } else { Keep::top(vocabulary) };
+    let header = SavedHeader::new(&session.runner.engine, &session.name, hashes, keep, &all);
+    let mut file = SavedFile::open(path, &header)?;
+    let (found, total) = (file.records, header.texts.iter().map(|text| text.predictions).sum::<usize>());
+    let mut before = 0;
+    let mut resumed = false;
+    for (name, windows) in &all {
+        // Whole windows that are there already stay.
+        let first = found.saturating_sub(before).min(windows.predictions()) / windows.protocol().scored().len();
+        let done = first * windows.protocol().scored().len();
+        if first == windows.len() {
+            before += windows.predictions();
+            continue;
+        }
+        if !resumed {
+            if before + done > 0 {
+                output::notice(&format!("going on after {} of {total} predictions", before + done));
+            }
+            file.go_to(before + done, &header)?;
+            resumed = true;
+        }
+        let mut progress = Progress::new(name, Unit::Things("predictions"), windows.predictions() as u64);
+        let mut sink = |bytes: &[u8]| file.append(bytes);
+        save_text(&mut session.runner, windows, (first, keep), threads(args), &mut sink, &mut |done, _| {
+            progress.set(done as u64);
+        })?;
+        before += windows.predictions();
+    }
+    let bytes = file.finish()?;
+    if !args.json {
+        output::notice(&format!(
+            "wrote `{}`: {total} predictions, {}, {} bytes each",
+            path.display(),
+            output::bytes(bytes),
+            keep.record_bytes(vocabulary)
+        ));
+    }
+    Ok(json!({ "output": path, "predictions": total, "bytes": bytes, "full": keep == Keep::Full }))
 }
 
 /// Threads that look at logits.
@@ -106,19 +190,29 @@ fn measure_alone(args: &EvaluateArgs, session: &mut Session, text: &Text) -> Res
     }))
 }
 
-fn measure_against(args: &EvaluateArgs, session: &mut Session, original: &mut Session, text: &Text) -> Result<Value> {
+fn measure_against(args: &EvaluateArgs, session: &mut Session, original: &mut Original, text: &Text) -> Result<Value> {
     let start = Instant::now();
     let tokens = session.tokenizer.encode(&text.text, Special::Text);
-    ensure!(
-        tokens == original.tokenizer.encode(&text.text, Special::Text),
-        "the tokenizers of `{}` and `{}` make different tokens of this text: they can't be compared",
-        session.name,
-        original.name
-    );
     let windows = windows(args, session, &tokens)?;
+    let original_name = original.name().to_owned();
     let mut progress = Progress::new(&text.name, Unit::Things("predictions"), windows.predictions() as u64);
-    let (ours, theirs) = (&mut session.runner, &mut original.runner);
-    let found = score_against(ours, theirs, &windows, threads(args), &mut |done, _| progress.set(done as u64));
+    let mut tell = |done, _| progress.set(done as u64);
+    let found = match original {
+        Original::Model(original) => {
+            ensure!(
+                tokens == original.tokenizer.encode(&text.text, Special::Text),
+                "the tokenizers of `{}` and `{}` make different tokens of this text: they can't be compared",
+                session.name,
+                original.name
+            );
+            score_against(&mut session.runner, &mut original.runner, &windows, threads(args), &mut tell)
+        }
+        Original::Saved(reader) => {
+            let tokenizer = saved::tokenizer_hash(&session.tokenizer);
+            let first = reader.header.find(&session.runner.engine, tokenizer, &text.name, &windows)?;
+            score_against_saved(&mut session.runner, reader, first, &windows, threads(args), &mut tell)
+        }
+    };
     drop(progress);
     let comparison = Comparison::of(&found?);
     let rate = rate(&windows, start.elapsed());
@@ -126,7 +220,7 @@ fn measure_against(args: &EvaluateArgs, session: &mut Session, original: &mut Se
         let title = format!(
             "{} against {}: {} tokens, {} windows, {} predictions, {rate:.0} tokens/s",
             text.name,
-            original.name,
+            original_name,
             tokens.len(),
             windows.len(),
             comparison.predictions
@@ -160,6 +254,17 @@ fn table(found: &Comparison) -> String {
     for (label, value) in quantiles.into_iter().chain([("largest", kl.max)]) {
         text += &format!("    {label:<38} {value:>9.5}\n");
     }
+    if let Some(tail) = &found.tail {
+        text += &format!(
+            "    among tokens of which only the sum is saved ({:.2} % of the probability), estimated from a sample and a \
+             part of the mean: {:.5} ± {:.5}; certain is that the mean is {:.5} to {:.5}\n",
+            100.0 * tail.mass,
+            tail.inside.value,
+            tail.inside.error,
+            tail.kl_min,
+            tail.kl_max
+        );
+    }
     text + &percent("same most probable token", found.same_top)
         + &percent("probability of the token, RMS change", found.token_change_rms)
         + &percent("probability of the top one, RMS change", found.top_change_rms)
@@ -184,6 +289,13 @@ fn comparison_json(found: &Comparison) -> Value {
             "p99": kl.p99,
             "p99.9": kl.p999,
             "max": kl.max,
+            "tail": found.tail.map(|tail| json!({
+                "probability": tail.mass,
+                "inside": tail.inside.value,
+                "inside_error": tail.inside.error,
+                "mean_min": tail.kl_min,
+                "mean_max": tail.kl_max,
+            })),
         },
         "same_top": found.same_top.value,
         "same_top_error": found.same_top.error,
@@ -223,6 +335,38 @@ fn score_against(
     Ok(compare(side, original, windows, threads, progress)?)
 }
 
+/// [`compare_with_saved`] on whatever device is left; the text's records begin at `first`.
+fn score_against_saved(
+    runner: &mut Runner,
+    reader: &mut Reader,
+    first: usize,
+    windows: &Windows,
+    threads: usize,
+    progress: evaluate::Progress<'_>,
+) -> Result<Vec<Divergence>> {
+    let Runner { engine, home } = runner;
+    let mut restarts = RESTARTS;
+    let mut recover = |engine: &mut Engine, error| home.recover(engine, error, &mut restarts);
+    let keep = reader.header.keep;
+    let side = Side { engine, recover: &mut recover };
+    Ok(compare_with_saved(side, windows, keep, reader.at(first)?, threads, progress)?)
+}
+
+/// [`save_logits`] on whatever device is left.
+fn save_text(
+    runner: &mut Runner,
+    windows: &Windows,
+    (first, keep): (usize, Keep),
+    threads: usize,
+    sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    progress: evaluate::Progress<'_>,
+) -> Result<()> {
+    let Runner { engine, home } = runner;
+    let mut restarts = RESTARTS;
+    let mut recover = |engine: &mut Engine, error| home.recover(engine, error, &mut restarts);
+    Ok(save_logits(Side { engine, recover: &mut recover }, windows, first, keep, threads, sink, progress)?)
+}
+
 #[cfg(test)]
 mod tests {
     use evaluate::WINDOW_TOKENS;
@@ -230,7 +374,6 @@ mod tests {
     use super::*;
     use crate::args::DeviceArg;
     use crate::devices::fake::{Fault, Gpu, machine};
-    use crate::model_source::Model;
 
     const OPTIONS: fn() -> EngineOptions =
         || EngineOptions { context: Some(WINDOW_TOKENS), outputs_max: 128, ..EngineOptions::default() };
