@@ -78,8 +78,11 @@ pub(crate) fn run<'e>(walk: &mut Walk<'_>, side: &'e mut Side<'_>) -> Result<Opt
     }
 }
 
+/// Logits that are not numbers.
 pub(crate) fn not_finite(of: NotFinite, windows: &Windows, output: &Output) -> EvaluateError {
-    EvaluateError::Logits { of, window: output.window, position: output.position, after: windows.text_before(output) }
+    let Output { window, position, .. } = *output;
+    let tokens = windows.window(window)[..=position].to_vec();
+    EvaluateError::Logits { of, window, position, after: windows.text_before(output), tokens }
 }
 
 /// Applies a function to each item on several threads; the results are in the order of the items.

@@ -53,6 +53,8 @@ pub enum EvaluateError {
         position: usize,
         /// Tokens of the text before the prediction.
         after: usize,
+        /// The window's tokens up to the position.
+        tokens: Vec<u32>,
     },
     /// Saved logits that can't be used.
     #[error("the saved logits can't be used: {problem}")]

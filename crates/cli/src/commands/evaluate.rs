@@ -1,5 +1,7 @@
 //! `evaluate`: how good a model is.
 
+mod origin;
+mod report;
 mod saved;
 mod texts;
 
@@ -52,7 +54,7 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     let start = Instant::now();
     let mut report = Map::new();
     if !texts.is_empty() {
-        texts::measure(&args, &texts, &mut report)?;
+        texts::measure(&args, &texts, &mut report).map_err(|error| texts::explain(error, &args))?;
     }
     if !instructions.is_empty() {
         let options = EngineOptions { sequences: SEQUENCES, ..args.load.engine_options() };

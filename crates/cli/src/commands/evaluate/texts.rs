@@ -4,18 +4,18 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use backend_cpu::physical_cores;
 use engine::{Engine, EngineOptions};
 use evaluate::{
-    Comparison, Divergence, Estimate, Keep, Perplexity, Protocol, SavedHeader, Side, Windows, compare,
+    Comparison, Divergence, EvaluateError, Keep, NotFinite, Perplexity, Protocol, SavedHeader, Side, Windows, compare,
     compare_with_saved, perplexity, save_logits,
 };
 use serde_json::{Map, Value, json};
 use text::Special;
 
 use super::saved::{Reader, SavedFile};
-use super::{load, saved};
+use super::{load, origin, report, saved};
 use crate::args::{EvaluateArgs, ProtocolArg};
 use crate::model_source::Model;
 use crate::progress::{Progress, Unit};
@@ -86,6 +86,24 @@ pub(super) fn measure(args: &EvaluateArgs, texts: &[Text], report: &mut Map<Stri
     }
     report.insert("text".into(), Value::Object(results));
     Ok(())
+}
+
+/// Where logits are not numbers: says in which layer that begins, for which the model is loaded once more.
+pub(super) fn explain(error: Error, args: &EvaluateArgs) -> Error {
+    let Some(EvaluateError::Logits { of, tokens, .. }) = error.downcast_ref() else { return error };
+    let (argument, device) = match of {
+        NotFinite::Original if args.save_logits.is_none() => {
+            (args.against.as_deref(), args.against_device.unwrap_or(args.load.device))
+        }
+        NotFinite::Original | NotFinite::Model => (args.model.as_deref(), args.load.device),
+    };
+    let options = EngineOptions { hidden: true, outputs_max: 64, ..args.load.engine_options() };
+    let found = load(argument, device, options).and_then(|mut session| origin::find(&mut session.runner, tokens));
+    match found {
+        Ok(Some(place)) => error.context(place),
+        // What went wrong first counts more.
+        Ok(None) | Err(_) => error,
+    }
 }
 
 /// The protocol that was asked for. Where an original is compared with, it is llama.cpp's unless another one is.
@@ -225,10 +243,10 @@ fn measure_against(args: &EvaluateArgs, session: &mut Session, original: &mut Or
             windows.len(),
             comparison.predictions
         );
-        output::answer(&format!("{title}\n{}", table(&comparison)))?;
+        output::answer(&format!("{title}\n{}", report::table(&comparison)))?;
     }
     let mut value = json!({ "tokens": tokens.len(), "windows": windows.len(), "tokens_per_second": rate });
-    if let (Some(object), Value::Object(more)) = (value.as_object_mut(), comparison_json(&comparison)) {
+    if let (Some(object), Value::Object(more)) = (value.as_object_mut(), report::json(&comparison)) {
         object.extend(more);
     }
     Ok(value)
@@ -237,73 +255,6 @@ fn measure_against(args: &EvaluateArgs, session: &mut Session, original: &mut Or
 /// Tokens of all windows per second.
 fn rate(windows: &Windows, time: Duration) -> f64 {
     windows.tokens().len() as f64 / time.as_secs_f64()
-}
-
-/// A comparison for people.
-fn table(found: &Comparison) -> String {
-    let line = |label: &str, Estimate { value, error }: Estimate| format!("  {label:<40} {value:>9.5} ± {error:.5}\n");
-    let percent = |label: &str, Estimate { value, error }: Estimate| {
-        format!("  {label:<40} {:>8.3} % ± {:.3} %\n", 100.0 * value, 100.0 * error)
-    };
-    let kl = &found.kl;
-    let mut text = line("perplexity", found.perplexity)
-        + &line("perplexity of the original", found.original_perplexity)
-        + &line("ln of their ratio", found.ln_ratio)
-        + &line("KL divergence, mean", kl.mean);
-    let quantiles = [("median", kl.median), ("90 %", kl.p90), ("95 %", kl.p95), ("99 %", kl.p99), ("99.9 %", kl.p999)];
-    for (label, value) in quantiles.into_iter().chain([("largest", kl.max)]) {
-        text += &format!("    {label:<38} {value:>9.5}\n");
-    }
-    if let Some(tail) = &found.tail {
-        text += &format!(
-            "    among tokens of which only the sum is saved ({:.2} % of the probability), estimated from a sample and a \
-             part of the mean: {:.5} ± {:.5}; certain is that the mean is {:.5} to {:.5}\n",
-            100.0 * tail.mass,
-            tail.inside.value,
-            tail.inside.error,
-            tail.kl_min,
-            tail.kl_max
-        );
-    }
-    text + &percent("same most probable token", found.same_top)
-        + &percent("probability of the token, RMS change", found.token_change_rms)
-        + &percent("probability of the top one, RMS change", found.top_change_rms)
-}
-
-fn comparison_json(found: &Comparison) -> Value {
-    let kl = &found.kl;
-    json!({
-        "predictions": found.predictions,
-        "perplexity": found.perplexity.value,
-        "perplexity_error": found.perplexity.error,
-        "original_perplexity": found.original_perplexity.value,
-        "original_perplexity_error": found.original_perplexity.error,
-        "ln_ratio": found.ln_ratio.value,
-        "ln_ratio_error": found.ln_ratio.error,
-        "kl": {
-            "mean": kl.mean.value,
-            "mean_error": kl.mean.error,
-            "median": kl.median,
-            "p90": kl.p90,
-            "p95": kl.p95,
-            "p99": kl.p99,
-            "p99.9": kl.p999,
-            "max": kl.max,
-            "tail": found.tail.map(|tail| json!({
-                "probability": tail.mass,
-                "inside": tail.inside.value,
-                "inside_error": tail.inside.error,
-                "mean_min": tail.kl_min,
-                "mean_max": tail.kl_max,
-            })),
-        },
-        "same_top": found.same_top.value,
-        "same_top_error": found.same_top.error,
-        "token_change_rms": found.token_change_rms.value,
-        "token_change_rms_error": found.token_change_rms.error,
-        "top_change_rms": found.top_change_rms.value,
-        "top_change_rms_error": found.top_change_rms.error,
-    })
 }
 
 /// [`perplexity`] on whatever device is left.
@@ -406,7 +357,7 @@ mod tests {
 
     #[test]
     fn a_model_is_like_itself_though_a_device_is_lost() {
-        for (gpus, original) in [(vec![], vec![]), (lost(2), vec![]), (vec![], lost(1))] {
+        for (gpus, original) in [(vec![], vec![]), (lost(1), vec![]), (vec![], lost(1))] {
             let failures = gpus.len() + original.len();
             let ((mut session, machine), (mut original, other)) = (self::session(gpus), self::session(original));
             let windows = one_window(Protocol::LlamaCpp, &session);
