@@ -142,7 +142,8 @@ fn systematic(probabilities: &[f64], mass: f64, count: usize, start: f64) -> Vec
     chosen
 }
 
-/// A number from 0 to 1 for each prediction, without a pattern (the finalizer of MurmurHash3 with Stafford's constants).
+/// A number from 0 to 1 for each prediction, without a pattern (the finalizer of MurmurHash3 with Stafford's
+/// constants).
 fn start(index: u64) -> f64 {
     let mut mixed = index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

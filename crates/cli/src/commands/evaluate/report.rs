@@ -20,8 +20,8 @@ pub(super) fn table(found: &Comparison) -> String {
     }
     if let Some(tail) = &found.tail {
         text += &format!(
-            "    among tokens of which only the sum is saved ({:.2} % of the probability), estimated from a sample and a \
-             part of the mean: {:.5} ± {:.5}; certain is that the mean is {:.5} to {:.5}\n",
+            "    among tokens of which only the sum is saved ({:.2} % of the probability), estimated from a sample and \
+             a part of the mean: {:.5} ± {:.5}; certain is that the mean is {:.5} to {:.5}\n",
             100.0 * tail.mass,
             tail.inside.value,
             tail.inside.error,
