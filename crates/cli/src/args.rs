@@ -342,8 +342,8 @@ pub(crate) struct QuantizeArgs {
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Texts are cut into windows of 512 tokens, an incomplete last one is dropped. `--protocol pieces`: <bos> before each \
-511 tokens, and all 511 predictions count. `--protocol llama.cpp`, as its perplexity tool does: <bos> takes the place of \
-each window's first token, and the predictions after tokens 256 to 510 count.
+511 tokens, and all 511 predictions count. `--protocol llama.cpp`, as its perplexity tool does: <bos> takes the place \
+of each window's first token, and the predictions after tokens 256 to 510 count.
 
 Against the original: KL divergence (in nats, of the model's distribution from the original's), how often both find \
 the same token most probable, and how much the probabilities of the text's own and of the original's most probable \
