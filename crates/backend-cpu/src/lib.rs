@@ -21,6 +21,8 @@ mod level;
 mod loaded;
 mod panel;
 mod pool;
+#[allow(dead_code)]
+mod trellis;
 mod unpack;
 mod weight;
 

@@ -9,6 +9,7 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+pub(crate) mod trellis;
 
 use std::ops::Range;
 
