@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use tensor::format::trellis::{Codebook, Rate};
 
-use super::{ForRate, Kernels, Row, Sums, for_rate};
+use super::{ForRate, Kernels, Row, Sums, for_positions, for_rate};
 use crate::trellis::{
     Codes, GROUPS, HALVES, LANES, POSITIONS, QUAD, UNIT, WORDS_MAX, input_of, side_of, unit_words_of,
 };
@@ -31,20 +31,6 @@ impl ForRate for Mul1 {
         Kernels { multiply_one: Some(multiply_one::<H>), decode: Some(decode::<H>), ..self.0 }
     }
 }
-
-/// Calls `$step::<H, position>` for all positions of a group: every shift is a constant.
-macro_rules! for_positions {
-    ($step:ident::<$h:ident>($($argument:expr),*)) => {
-        for_positions!(@ $step $h ($($argument),*) 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31)
-    };
-    (@ $step:ident $h:ident $arguments:tt $($position:literal)*) => {
-        $(for_positions!(@@ $step::<$h, $position> $arguments);)*
-    };
-    (@@ $step:ident::<$h:ident, $position:literal> ($($argument:expr),*)) => {
-        $step::<$h, $position>($($argument),*)
-    };
-}
-pub(super) use for_positions;
 
 fn multiply_one<const H: usize>(unit: &[u16], row: &Row<'_>, sums: &mut Sums) {
     assert_eq!(unit.len(), unit_words_of(H), "words of a unit");

@@ -8,6 +8,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 use std::ops::Range;
@@ -44,6 +46,24 @@ struct Kernels {
     multiply: Option<Multiply>,
 }
 
+/// Calls `$step::<H, position>` for all positions of a group: every shift is a constant.
+macro_rules! for_positions {
+    ($step:ident::<$h:ident>($($argument:expr),*)) => {
+        for_positions!(
+            @ $step $h ($($argument),*)
+            0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
+        )
+    };
+    (@ $step:ident $h:ident $arguments:tt $($position:literal)*) => {
+        $(for_positions!(@@ $step::<$h, $position> $arguments);)*
+    };
+    (@@ $step:ident::<$h:ident, $position:literal> ($($argument:expr),*)) => {
+        $step::<$h, $position>($($argument),*)
+    };
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use for_positions;
+
 /// Code that is specialized for the bits per weight.
 trait ForRate {
     /// What it gives.
@@ -78,6 +98,8 @@ fn select(level: Level, rate: Rate, codebook: Codebook) -> Kernels {
         Level::Avx512 | Level::Amx => avx512::select(rate, mul1),
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => avx2::select(rate, mul1),
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => neon::select(rate, mul1),
         _ => Kernels::default(),
     }
 }
