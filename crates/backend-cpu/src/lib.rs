@@ -4,7 +4,9 @@
 //! Activations are rounded at run time to 8 bits in blocks of 32 (`activations`), weights stay in the bits of their
 //! format. Matrices of all block formats are rearranged once, at load, into *panels* of 16 rows (`panel`, `unpack`), so
 //! that one integer dot product instruction multiplies 4 columns of 16 rows. Floating-point weights are multiplied as
-//! floats. With [`tensor::Precision::F32`] every weight is decoded to f32 and nothing is rounded.
+//! floats. Trellis weights are multiplied straight from their tiles, rearranged too, with rotated activations that are
+//! rounded to 14 bits and a sign (`trellis`). With [`tensor::Precision::F32`] every weight is decoded to f32 and nothing
+//! is rounded.
 //!
 //! # Instruction sets
 //! [`Level`] names what the machine was found to have. Hand-written inner loops live in `isa/`, one file per
@@ -21,7 +23,6 @@ mod level;
 mod loaded;
 mod panel;
 mod pool;
-#[allow(dead_code)]
 mod trellis;
 mod unpack;
 mod weight;
@@ -71,7 +72,7 @@ impl Backend for CpuBackend {
         Capabilities {
             description: format!("CPU, {} cores, {}", physical_cores(), self.level.name()),
             weight_dtypes: DType::ALL.to_vec(),
-            trellis: false,
+            trellis: true,
             cache_dtypes: vec![DType::F32, DType::F16, DType::Q8_0],
             memory_bytes: available_memory(),
             decodes: false,

@@ -4,7 +4,8 @@ use std::sync::atomic::Ordering;
 
 use tensor::backend::{cache_positions, required_memory};
 use tensor::{
-    BackendError, Batch, BufferId, BufferKind, DType, LoadOptions, Loaded, MemoryUse, Op, Program, Rows, WeightSource,
+    BackendError, Batch, BufferId, BufferKind, DType, LoadOptions, Loaded, MemoryUse, Op, Precision, Program, Rows,
+    WeightFormat, WeightSource,
 };
 
 use crate::activations::Activations;
@@ -13,10 +14,11 @@ use crate::cache::Cache;
 use crate::isa::Output;
 use crate::kernel;
 use crate::kernel::attention::Attention;
-use crate::kernel::linear::Product;
+use crate::kernel::linear::{Inputs, Product};
 use crate::kernel::rope::RopeTable;
 use crate::level::Level;
 use crate::pool::{Pool, physical_cores};
+use crate::trellis::Rotated;
 use crate::weight::Weight;
 
 /// What a buffer is here.
@@ -39,7 +41,7 @@ pub(crate) struct LoadedProgram {
     options: LoadOptions,
     buffers: Vec<Storage>,
     /// Absent only while linear layers run.
-    activations: Option<Activations>,
+    inputs: Option<Inputs>,
     ropes: Vec<RopeTable>,
     memory: MemoryUse,
 }
@@ -63,7 +65,7 @@ impl LoadedProgram {
                     let weight = Weight::load(&buffer.name, shape, weights, options.precision, &pool)?;
                     memory.weights += weight.bytes() as u64;
                     if is_vector(program, BufferId(index as u32)) {
-                        decode_vector(&weight, columns)
+                        decode_vector(level, &weight, columns)
                     } else {
                         Storage::Weight(weight)
                     }
@@ -83,12 +85,15 @@ impl LoadedProgram {
                 }
             });
         }
-        let activations = Activations::new(options.tokens_max.max(options.outputs_max), widest_input(program));
-        memory.scratch += activations.bytes() as u64;
-        let activations = Some(activations);
+        let rows = options.tokens_max.max(options.outputs_max);
+        let activations = Activations::new(rows, widest_input(program, |format| format.blocks().is_some()));
+        let exact = options.precision == Precision::F32;
+        let rotated = Rotated::new(rows, widest_input(program, |format| format.blocks().is_none()), exact);
+        memory.scratch += (activations.bytes() + rotated.bytes()) as u64;
+        let inputs = Some(Inputs { activations, rotated });
         let ropes = rope_tables(program, options);
         let options = options.clone();
-        Ok(LoadedProgram { level, pool, program: program.clone(), options, buffers, activations, ropes, memory })
+        Ok(LoadedProgram { level, pool, program: program.clone(), options, buffers, inputs, ropes, memory })
     }
 
     /// Rows of a scratch buffer that this batch uses.
@@ -150,7 +155,7 @@ impl LoadedProgram {
             Op::Linear { input, .. } => return self.linear(index, input, batch),
             Op::CacheWrite { input, cache } => self.cache_write(input, cache, batch),
             Op::Embed { table, scale, .. } => self.with_output(output, batch, |this, values, width| {
-                kernel::embed::embed(&this.pool, this.weight(table), batch.tokens, scale.0, values, width);
+                kernel::embed::embed(level, &this.pool, this.weight(table), batch.tokens, scale.0, values, width);
             }),
             Op::RmsNorm { input, weight, epsilon, .. } => self.with_output(output, batch, |this, values, width| {
                 let input = (input != output).then(|| this.scratch(input, batch).0);
@@ -194,7 +199,7 @@ impl LoadedProgram {
             })
             .collect();
         let mut outputs: Vec<Storage> = layers.iter().map(|&(_, output)| self.take(output)).collect();
-        let mut activations = self.activations.take().expect("put back below");
+        let mut inputs = self.inputs.take().expect("put back below");
         let (values, columns) = self.scratch(input, batch);
         let products: Vec<Product<'_>> = layers
             .iter()
@@ -208,9 +213,9 @@ impl LoadedProgram {
             })
             .collect();
         if !values.is_empty() {
-            kernel::linear::linear(self.level, &self.pool, &mut activations, values, columns, &products);
+            kernel::linear::linear(self.level, &self.pool, &mut inputs, values, columns, &products);
         }
-        self.activations = Some(activations);
+        self.inputs = Some(inputs);
         for (&(_, output), storage) in layers.iter().zip(outputs) {
             self.buffers[output.index()] = storage;
         }
@@ -296,17 +301,17 @@ fn is_vector(program: &Program, id: BufferId) -> bool {
     program.ops().iter().any(|op| matches!(op, Op::RmsNorm { weight, .. } if *weight == id))
 }
 
-fn decode_vector(weight: &Weight, columns: usize) -> Storage {
+fn decode_vector(level: Level, weight: &Weight, columns: usize) -> Storage {
     let mut values = vec![0.0; weight.rows() * columns];
-    weight.decode_row(0, &mut values);
+    weight.decode_row(level, 0, &mut values);
     Storage::Vector(values)
 }
 
-/// Columns of the widest input of a linear layer.
-fn widest_input(program: &Program) -> usize {
+/// Columns of the widest input of a linear layer whose weight has one of some formats.
+fn widest_input(program: &Program, is_one: impl Fn(WeightFormat) -> bool) -> usize {
     let widths = program.ops().iter().map(|op| match op {
         Op::Linear { weight, .. } => match program.buffer(*weight).kind {
-            BufferKind::Weight { columns, .. } => columns,
+            BufferKind::Weight { format, columns, .. } if is_one(format) => columns,
             _ => 0,
         },
         _ => 0,

@@ -2,15 +2,20 @@
 
 use std::sync::Arc;
 
-use tensor::{BackendError, DType, Precision, WeightBytes, WeightFormat, WeightSource};
+use tensor::{BackendError, DType, Precision, TrellisFormat, WeightBytes, WeightError, WeightFormat, WeightSource};
 
+use crate::kernel::trellis::decode_row;
+use crate::level::Level;
 use crate::panel::{BLOCK, PanelMatrix};
 use crate::pool::Pool;
+use crate::trellis::{TrellisMatrix, TrellisShape};
 
 /// A weight in the form that its ops read.
 pub(crate) enum Weight {
     /// A quantized matrix for integer dot products.
     Panels(PanelMatrix),
+    /// Tiles of the trellis format, multiplied as they are.
+    Trellis(TrellisMatrix),
     /// A matrix as the checkpoint stores it, row after row; often a mapped file.
     Rows(RowMatrix),
 }
@@ -41,18 +46,20 @@ impl Weight {
         pool: &Pool,
     ) -> Result<Weight, BackendError> {
         let failed = |source| BackendError::Weight { name: name.to_owned(), source };
-        let WeightFormat::Blocks(dtype) = format else {
-            let problem = format!("`{name}` is a trellis");
-            return Err(BackendError::Unsupported { device: "the CPU".into(), problem });
-        };
         let bytes = source.open(name, format).map_err(failed)?;
-        let expected = dtype.tensor_bytes(rows, columns);
+        let expected = format.data_bytes(rows, columns);
         if expected != Some(bytes.bytes().len()) {
             let found = bytes.bytes().len();
             return Err(failed(
-                format!("expected {expected:?} bytes of {dtype} {rows} × {columns}, found {found}").into(),
+                format!("expected {expected:?} bytes of {format} {rows} × {columns}, found {found}").into(),
             ));
         }
+        let dtype = match format {
+            WeightFormat::Blocks(dtype) => dtype,
+            WeightFormat::Trellis(format) => {
+                return load_trellis(format, (rows, columns), &*bytes, pool).map(Weight::Trellis).map_err(failed);
+            }
+        };
         if precision == Precision::Fast && columns.is_multiple_of(BLOCK) {
             let release = |range| bytes.release(range);
             if let Some(matrix) = PanelMatrix::pack(dtype, rows, columns, bytes.bytes(), &release, pool) {
@@ -66,6 +73,7 @@ impl Weight {
     pub(crate) fn rows(&self) -> usize {
         match self {
             Weight::Panels(matrix) => matrix.rows,
+            Weight::Trellis(matrix) => matrix.rows,
             Weight::Rows(matrix) => matrix.rows,
         }
     }
@@ -74,15 +82,32 @@ impl Weight {
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Weight::Panels(matrix) => matrix.bytes(),
+            Weight::Trellis(matrix) => matrix.bytes(),
             Weight::Rows(matrix) => matrix.bytes.bytes().len(),
         }
     }
 
     /// Decodes one row.
-    pub(crate) fn decode_row(&self, row: usize, values: &mut [f32]) {
+    pub(crate) fn decode_row(&self, level: Level, row: usize, values: &mut [f32]) {
         match self {
             Weight::Panels(matrix) => matrix.decode_row(row, values),
+            Weight::Trellis(matrix) => decode_row(level, matrix, row, values),
             Weight::Rows(matrix) => matrix.dtype.codec().decode(matrix.row(row), values),
         }
     }
+}
+
+/// Checks the tiles and scales of a weight `[rows, columns]`, and rearranges the tiles.
+fn load_trellis(
+    format: TrellisFormat,
+    (rows, columns): (usize, usize),
+    data: &dyn WeightBytes,
+    pool: &Pool,
+) -> Result<TrellisMatrix, WeightError> {
+    let linear = format.linear(rows, columns, data)?;
+    let TrellisFormat { rate, codebook, rotation } = format;
+    let shape = TrellisShape { rate, codebook, rotation, rows, columns };
+    let scales = |scales: &[half::f16]| scales.iter().map(|scale| scale.to_f32()).collect();
+    let scales = (scales(linear.suh()), scales(linear.svh()));
+    Ok(TrellisMatrix::pack(shape, linear.trellis(), scales, &|range| data.release(range), pool))
 }

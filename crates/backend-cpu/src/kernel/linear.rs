@@ -7,8 +7,10 @@ use crate::aligned::Aligned;
 use crate::cache::{decode_halves, f16_to_f32};
 use crate::isa::{self, Output};
 use crate::kernel::math::dot;
+use crate::kernel::trellis;
 use crate::level::{Level, Vectorized, multiply_add};
 use crate::pool::Pool;
+use crate::trellis::Rotated;
 use crate::weight::{RowMatrix, Weight};
 
 /// One product of a group that shares its input.
@@ -29,15 +31,29 @@ const FLOAT_TOKENS: usize = 8;
 /// Up to this many tokens, rearranging the decoded weights costs more than it gains.
 const FLOAT_FEW: usize = 4;
 
-/// Multiplies one input `[rows, columns]` with several weights in one parallel region.
+/// Room for an input in the forms that weights are multiplied with.
+pub(crate) struct Inputs {
+    /// Rounded, for panels.
+    pub(crate) activations: Activations,
+    /// Rotated, for trellises.
+    pub(crate) rotated: Rotated,
+}
+
+/// Multiplies one input `[rows, columns]` with several weights: trellises in one parallel region for each rotation, all
+/// others in one together.
 pub(crate) fn linear(
     level: Level,
     pool: &Pool,
-    activations: &mut Activations,
+    inputs: &mut Inputs,
     input: &[f32],
     columns: usize,
     products: &[Product<'_>],
 ) {
+    let Inputs { activations, rotated } = inputs;
+    multiply_trellises(level, pool, rotated, input, columns, products);
+    if products.iter().all(|product| matches!(product.weight, Weight::Trellis(_))) {
+        return;
+    }
     if products.iter().any(|product| matches!(product.weight, Weight::Panels(_))) {
         activations.quantize(level, pool, input, columns);
     }
@@ -56,6 +72,7 @@ pub(crate) fn linear(
                     Weight::Panels(matrix) => {
                         isa::multiply_panels(level, matrix, activations, part, product.output);
                     }
+                    Weight::Trellis(_) => unreachable!("trellises have no units here"),
                     Weight::Rows(matrix) => multiply_rows(level, matrix, input, part, product.output),
                 }
             }
@@ -64,10 +81,34 @@ pub(crate) fn linear(
     });
 }
 
-/// What the rows of a weight are dealt out in: panels, or groups of rows.
+/// The products with trellises. Those of the same rotation share its result.
+fn multiply_trellises(
+    level: Level,
+    pool: &Pool,
+    rotated: &mut Rotated,
+    input: &[f32],
+    columns: usize,
+    products: &[Product<'_>],
+) {
+    let trellises = products.iter().filter_map(|product| match product.weight {
+        Weight::Trellis(matrix) => Some(trellis::Product { matrix, output: product.output }),
+        Weight::Panels(_) | Weight::Rows(_) => None,
+    });
+    let mut left: Vec<_> = trellises.collect();
+    while let Some(first) = left.first() {
+        let (rotation, suh) = (first.matrix.rotation, &first.matrix.suh);
+        rotated.rotate(level, pool, input, columns, suh);
+        let (now, later): (Vec<_>, _) = left.into_iter().partition(|product| product.matrix.rotation == rotation);
+        trellis::trellis(level, pool, rotated, &now);
+        left = later;
+    }
+}
+
+/// What the rows of a weight are dealt out in: panels, or groups of rows. Trellises have had their turn.
 fn units(weight: &Weight) -> usize {
     match weight {
         Weight::Panels(matrix) => matrix.panels(),
+        Weight::Trellis(_) => 0,
         Weight::Rows(matrix) => matrix.rows.div_ceil(FLOAT_ROWS),
     }
 }

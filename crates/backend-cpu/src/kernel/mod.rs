@@ -10,7 +10,6 @@ pub(crate) mod math;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod select_outputs;
-#[allow(dead_code)]
 pub(crate) mod trellis;
 
 use std::ops::Range;

@@ -131,7 +131,11 @@ impl Vectorized for Finish<'_> {
 }
 
 /// Decodes one row of the weight, the inputs of one output: `suh ∘ H (C H[output]) · svh[output]`.
+///
+/// # Panics
+/// If there is no such row, or `values` are not its columns.
 pub(crate) fn decode_row(level: Level, matrix: &TrellisMatrix, row: usize, values: &mut [f32]) {
+    assert_eq!(values.len(), matrix.columns, "columns of a row");
     let (block, mut signs) = (row / UNIT, [0.0; UNIT]);
     signs[row % UNIT] = matrix.svh[row];
     rotate_block(&mut signs);

@@ -28,6 +28,7 @@ pub(crate) struct Rotated {
     pub(crate) sums: Aligned<i32>,
     /// `[row][block][128]`, only there if nothing is to be rounded.
     pub(crate) values: Aligned<f32>,
+    exact: bool,
 }
 
 impl Rotated {
@@ -42,12 +43,13 @@ impl Rotated {
             scales: Aligned::new(rounded_blocks),
             sums: Aligned::new(rounded_blocks),
             values: Aligned::new(exact_blocks * UNIT),
+            exact,
         }
     }
 
     /// Whether nothing is rounded.
     pub(crate) fn is_exact(&self) -> bool {
-        !self.values.is_empty()
+        self.exact
     }
 
     /// Bytes in memory.
