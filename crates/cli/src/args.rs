@@ -8,6 +8,7 @@ use engine::EngineOptions;
 use tensor::{DType, Precision};
 
 use crate::failure::Usage;
+use crate::random_model::RandomFormat;
 
 const MODEL_HELP: &str = "A folder with config.json and *.safetensors, a .gguf file, or owner/repo[:QUANT] from the \
                           local Hugging Face cache; without it the small model that is built in";
@@ -199,9 +200,9 @@ pub(crate) struct BenchArgs {
     /// Only the first N layers of the shape
     #[arg(long, value_name = "N", requires = "shape", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) layers: Option<u32>,
-    /// Format of the random weights
+    /// Format of the random weights: one of GGUF files, or trellis:BITS
     #[arg(long, value_name = "FORMAT", default_value = "q4_0", value_parser = weight_format)]
-    pub(crate) format: DType,
+    pub(crate) format: RandomFormat,
     /// Write the random model to a GGUF file that llama.cpp loads, and time nothing
     #[arg(long, value_name = "FILE", requires = "shape")]
     pub(crate) write: Option<PathBuf>,
@@ -427,8 +428,9 @@ fn embedding_format(name: &str) -> Result<DType, Usage> {
     format_among(name, &[DType::Q8_0, DType::Q5_1, DType::Q5_0, DType::Q4_0, DType::F16, DType::BF16])
 }
 
-fn weight_format(name: &str) -> Result<DType, Usage> {
-    format_among(name, &DType::ALL)
+fn weight_format(name: &str) -> Result<RandomFormat, Usage> {
+    let expected = || Usage(format!("expected {}, or trellis:2.5 and the like", listed(&DType::ALL)));
+    RandomFormat::from_name(name).ok_or_else(expected)
 }
 
 fn threads(text: &str) -> Result<usize, Usage> {

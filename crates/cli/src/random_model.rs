@@ -1,17 +1,20 @@
 //! Models of random weights: any shape and format, made in memory, so that its speed can be measured.
 
 use std::f32::consts::TAU;
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use bytemuck::Pod;
 use checkpoint::gguf::{Array, Builder, Metadata, Value};
+use half::f16;
 use model::tensors::tensors;
 use model::{Config, GgufValue, TensorEntry};
+use tensor::format::trellis::{Codebook, Rate, Scales};
 use tensor::format::{q2_k, q3_k, q4_k, q5_k, q6_k};
-use tensor::{DType, WeightBytes, WeightError, WeightFormat, WeightSource};
+use tensor::{DType, TrellisFormat, WeightBytes, WeightError, WeightFormat, WeightSource};
 
 use crate::progress::{Progress, Unit};
 use crate::{gguf_text, interrupt};
@@ -25,11 +28,44 @@ const RUN_BLOCKS: usize = 1 << 7;
 /// Weights of a block of a format that has none of its own.
 const RUN: usize = 32;
 
+/// What the matrices of a model are to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RandomFormat {
+    /// In blocks, as far as the length of their rows allows it.
+    Blocks(DType),
+    /// Trellises.
+    Trellis(Rate, Codebook),
+}
+
+impl RandomFormat {
+    /// Of the name of a block format, or of a codebook and the bits per weight: `mul1:2.5`. `trellis` is `mul1`.
+    pub(crate) fn from_name(name: &str) -> Option<RandomFormat> {
+        let Some((codebook, bits)) = name.split_once(':') else {
+            return DType::from_name(name).map(RandomFormat::Blocks);
+        };
+        let codebook = match codebook {
+            "trellis" => Codebook::Mul1,
+            name => Codebook::ALL.into_iter().find(|codebook| codebook.name() == name)?,
+        };
+        let rate = Rate::ALL.into_iter().find(|rate| rate.to_string() == bits)?;
+        (!rate.is_half() || codebook == Codebook::Mul1).then_some(RandomFormat::Trellis(rate, codebook))
+    }
+}
+
+impl fmt::Display for RandomFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RandomFormat::Blocks(dtype) => dtype.fmt(f),
+            RandomFormat::Trellis(rate, codebook) => write!(f, "{codebook} {rate}"),
+        }
+    }
+}
+
 /// A model of random weights.
 #[derive(Clone, Debug)]
 pub(crate) struct RandomModel {
     config: Config,
-    format: DType,
+    format: RandomFormat,
     seed: u64,
     entries: Vec<TensorEntry>,
     /// Blocks of each format that occurs.
@@ -39,11 +75,16 @@ pub(crate) struct RandomModel {
 
 impl RandomModel {
     /// A model of that shape, its matrices in that format as far as their rows allow it.
-    pub(crate) fn new(config: Config, format: DType, seed: u64) -> RandomModel {
+    pub(crate) fn new(config: Config, format: RandomFormat, seed: u64) -> RandomModel {
         let threads = thread::available_parallelism().map_or(1, |count| count.get());
         let entries = tensors(&config);
-        let matrices = entries.iter().filter(|entry| !entry.role.is_norm());
-        let mut formats: Vec<DType> = matrices.map(|entry| fitting(format, entry.columns)).collect();
+        let mut formats: Vec<DType> = match format {
+            RandomFormat::Blocks(format) => {
+                let matrices = entries.iter().filter(|entry| !entry.role.is_norm());
+                matrices.map(|entry| fitting(format, entry.columns)).collect()
+            }
+            RandomFormat::Trellis(..) => Vec::new(),
+        };
         formats.sort_unstable();
         formats.dedup();
         let pools = formats.into_iter().map(|format| (format, pool(format, seed))).collect();
@@ -55,9 +96,24 @@ impl RandomModel {
         &self.config
     }
 
-    /// The format of a matrix.
-    pub(crate) fn format_of(&self, entry: &TensorEntry) -> DType {
-        if entry.role.is_norm() { DType::F32 } else { fitting(self.format, entry.columns) }
+    /// The format of a matrix or norm of the model.
+    pub(crate) fn format_of(&self, entry: &TensorEntry) -> WeightFormat {
+        match self.format {
+            _ if entry.role.is_norm() => DType::F32.into(),
+            RandomFormat::Blocks(format) => fitting(format, entry.columns).into(),
+            RandomFormat::Trellis(rate, codebook) => {
+                TrellisFormat { rate, codebook, rotation: self.rotation_of(entry) }.into()
+            }
+        }
+    }
+
+    /// The number of a matrix's first neighbour that multiplies the same activations.
+    fn rotation_of(&self, entry: &TensorEntry) -> u32 {
+        let first = self.entries.iter().position(|other| {
+            let shared = other.layer == entry.layer && other.role.shared_input() == entry.role.shared_input();
+            other.name == entry.name || shared && entry.role.shared_input().is_some()
+        });
+        first.map_or(0, |index| index as u32)
     }
 
     /// Bytes of all weights.
@@ -66,7 +122,34 @@ impl RandomModel {
         self.entries.iter().map(bytes).sum()
     }
 
-    /// The bytes of a tensor: always the same for a seed.
+    /// A trellis: random bits, random signs, and scales of the outputs that give the deviation.
+    fn generate_trellis(&self, index: usize, format: TrellisFormat) -> Trellis {
+        let entry = &self.entries[index];
+        let (inputs, outputs) = TrellisFormat::padded(entry.rows, entry.columns).unwrap_or_default();
+        let seed = |number: u64| mix(self.seed ^ mix(number));
+        let signs = |seed: u64, count: usize, scale: f32| {
+            let mut random = Random(seed);
+            (0..count).map(|_| f16::from_f32(if random.next() >> 63 == 1 { -scale } else { scale })).collect()
+        };
+        let suh = signs(seed(u64::from(format.rotation) + (1 << 32)), inputs, 1.0);
+        let svh = signs(seed(index as u64 + (2 << 32)), outputs, DEVIATION / format.codebook.deviation());
+        let len = WeightFormat::Trellis(format).data_bytes(entry.rows, entry.columns).unwrap_or(0);
+        let (mut tiles, seed) = (vec![0; len], seed(index as u64 + 1));
+        // Whole numbers of 8 bytes, as all tiles are.
+        let part = len.div_ceil(self.threads).next_multiple_of(8).max(8);
+        thread::scope(|scope| {
+            for (number, tiles) in tiles.chunks_mut(part).enumerate() {
+                scope.spawn(move || {
+                    for (place, bytes) in tiles.as_chunks_mut().0.iter_mut().enumerate() {
+                        *bytes = mix(seed.wrapping_add((number * part / 8 + place) as u64)).to_le_bytes();
+                    }
+                });
+            }
+        });
+        Trellis { tiles, scales: Scales { suh, svh } }
+    }
+
+    /// The bytes of a norm, or of a matrix in blocks: always the same for a seed.
     fn generate(&self, index: usize) -> Vec<u8> {
         let entry = &self.entries[index];
         let seed = mix(self.seed ^ mix(index as u64 + 1));
@@ -74,7 +157,7 @@ impl RandomModel {
             let mut random = Random(seed);
             return (0..entry.columns).flat_map(|_| (1.0 + 0.05 * random.gaussian()).to_le_bytes()).collect();
         }
-        let format = self.format_of(entry);
+        let WeightFormat::Blocks(format) = self.format_of(entry) else { return Vec::new() };
         let len = format.tensor_bytes(entry.rows, entry.columns).unwrap_or(0);
         let pool = self.pools.iter().find(|(of, _)| *of == format).map_or(&[][..], |(_, pool)| pool);
         let block = pool.len() / POOL;
@@ -99,7 +182,9 @@ impl RandomModel {
         gguf_text::write_synthetic(self.config.vocabulary, &mut metadata);
         let mut builder = Builder::new(metadata);
         for entry in &self.entries {
-            builder.tensor(&entry.name, self.format_of(entry), &entry.shape())?;
+            let format = self.format_of(entry);
+            let dtype = format.blocks().with_context(|| format!("GGUF files have no weights in {format}"))?;
+            builder.tensor(&entry.name, dtype, &entry.shape())?;
         }
         let total = builder.file_bytes();
         let mut writer = builder.create(path)?;
@@ -121,7 +206,26 @@ impl WeightSource for RandomModel {
     fn open(&self, name: &str, _: WeightFormat) -> Result<Arc<dyn WeightBytes>, WeightError> {
         let index = self.entries.iter().position(|entry| entry.name == name);
         let index = index.ok_or_else(|| format!("the model has no weight `{name}`"))?;
-        Ok(Arc::new(self.generate(index)))
+        match self.format_of(&self.entries[index]) {
+            WeightFormat::Blocks(_) => Ok(Arc::new(self.generate(index))),
+            WeightFormat::Trellis(format) => Ok(Arc::new(self.generate_trellis(index, format))),
+        }
+    }
+}
+
+/// A trellis in memory.
+struct Trellis {
+    tiles: Vec<u8>,
+    scales: Scales,
+}
+
+impl WeightBytes for Trellis {
+    fn bytes(&self) -> &[u8] {
+        &self.tiles
+    }
+
+    fn scales(&self) -> Option<&Scales> {
+        Some(&self.scales)
     }
 }
 
@@ -268,7 +372,8 @@ mod tests {
         config.layers.truncate(2);
         config.vocabulary = 512;
         let open = |threads, seed, name: &str| {
-            let model = RandomModel { threads, ..RandomModel::new(config.clone(), DType::Q4_0, seed) };
+            let model =
+                RandomModel { threads, ..RandomModel::new(config.clone(), RandomFormat::Blocks(DType::Q4_0), seed) };
             model.open(name, DType::Q4_0.into()).unwrap().bytes().to_vec()
         };
         let (first, second) = ("blk.0.ffn_up.weight", "blk.1.ffn_up.weight");
@@ -279,6 +384,37 @@ mod tests {
         let norm = open(1, 1, "blk.0.attn_norm.weight");
         assert_eq!(norm.len(), 640 * 4);
         assert!((f32::from_le_bytes(norm[..4].try_into().unwrap()) - 1.0).abs() < 0.5);
+    }
+
+    #[test]
+    fn trellises_have_the_deviation_and_share_their_rotations() {
+        let mut config = Config::shape("270m").unwrap();
+        config.layers.truncate(2);
+        config.vocabulary = 512;
+        let format = RandomFormat::from_name("trellis:2.5").unwrap();
+        let model = RandomModel { threads: 3, ..RandomModel::new(config, format, 1) };
+        let open = |name: &str| {
+            let entry = model.entries.iter().find(|entry| entry.name == name).unwrap();
+            let WeightFormat::Trellis(format) = model.format_of(entry) else { panic!("{name} is no trellis") };
+            let data = model.open(name, format.into()).unwrap();
+            let linear = format.linear(entry.rows, entry.columns, &*data).unwrap();
+            let (weights, suh) = (linear.dequantize(), linear.suh().to_vec());
+            (format.rotation, suh, weights)
+        };
+        let (gate, up, other) =
+            (open("blk.0.ffn_gate.weight"), open("blk.0.ffn_up.weight"), open("blk.1.ffn_up.weight"));
+        assert!(gate.0 == up.0 && gate.1 == up.1 && gate.2 != up.2);
+        assert!(up.0 != other.0 && up.1 != other.1);
+        let square = up.2.iter().map(|value| value * value).sum::<f32>() / up.2.len() as f32;
+        assert!((square.sqrt() / DEVIATION - 1.0).abs() < 0.05, "{}", square.sqrt());
+        let single = RandomModel { threads: 1, ..model.clone() };
+        let bytes =
+            |model: &RandomModel| model.open("blk.1.ffn_up.weight", DType::F32.into()).unwrap().bytes().to_vec();
+        assert_eq!(bytes(&model), bytes(&single));
+        assert!(model.write(Path::new("never made"), "x").unwrap_err().to_string().contains("no weights in mul1 2.5"));
+        for name in ["trellis:2.25", "mcg:2.5", "mul1", "q4:2"] {
+            assert_eq!(RandomFormat::from_name(name), None, "{name}");
+        }
     }
 
     #[test]

@@ -97,6 +97,12 @@ impl From<DType> for WeightFormat {
     }
 }
 
+impl From<TrellisFormat> for WeightFormat {
+    fn from(format: TrellisFormat) -> WeightFormat {
+        WeightFormat::Trellis(format)
+    }
+}
+
 impl fmt::Display for WeightFormat {
     /// `q4_0`, or `mul1 2.5`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

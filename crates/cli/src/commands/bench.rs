@@ -20,7 +20,7 @@ use crate::args::{BenchArgs, DeviceArg};
 use crate::devices::{self, Device, Machine, ThisMachine};
 use crate::failure::Usage;
 use crate::model_source::Model;
-use crate::random_model::RandomModel;
+use crate::random_model::{RandomFormat, RandomModel};
 use crate::{interrupt, output, runner};
 use measure::{Bench, Case, FIRST_TOKEN_PROMPT, Measurement};
 use report::{Place, Report};
@@ -66,7 +66,7 @@ impl Weights {
             }
             Weights::Random(model) => {
                 let entries = model::tensors::tensors(model.config());
-                let stored = entries.into_iter().map(|entry| (entry.clone(), model.format_of(&entry).into()));
+                let stored = entries.into_iter().map(|entry| (entry.clone(), model.format_of(&entry)));
                 (model.config().clone(), stored.collect())
             }
         })
@@ -87,7 +87,7 @@ impl Weights {
             match self {
                 Weights::Files(model) => Engine::load(&model.checkpoint, device, options),
                 Weights::Random(model) => {
-                    let formats = |entry: &TensorEntry| model.format_of(entry).into();
+                    let formats = |entry: &TensorEntry| model.format_of(entry);
                     Engine::from_source(model.config().clone(), &formats, model, device, options)
                 }
             }
@@ -227,7 +227,8 @@ fn options(args: &BenchArgs, cases: &[Case], threads: usize) -> EngineOptions {
 }
 
 /// Says where the shape does not allow the format.
-fn notice_replaced(model: &RandomModel, format: DType, stored: &[Stored]) {
+fn notice_replaced(model: &RandomModel, format: RandomFormat, stored: &[Stored]) {
+    let RandomFormat::Blocks(format) = format else { return };
     let other = stored.iter().find(|(entry, found)| !entry.role.is_norm() && *found != format.into());
     if let Some((entry, dtype)) = other {
         let all = stored.iter().filter(|(_, other)| other == dtype).count();
