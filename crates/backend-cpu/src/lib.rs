@@ -5,8 +5,8 @@
 //! format. Matrices of all block formats are rearranged once, at load, into *panels* of 16 rows (`panel`, `unpack`), so
 //! that one integer dot product instruction multiplies 4 columns of 16 rows. Floating-point weights are multiplied as
 //! floats. Trellis weights are multiplied straight from their tiles, rearranged too, with rotated activations that are
-//! rounded to 14 bits and a sign (`trellis`). With [`tensor::Precision::F32`] every weight is decoded to f32 and nothing
-//! is rounded.
+//! rounded to 14 bits and a sign (`trellis`). With [`tensor::Precision::F32`] every weight is decoded to f32 and
+//! nothing is rounded.
 //!
 //! # Instruction sets
 //! [`Level`] names what the machine was found to have. Hand-written inner loops live in `isa/`, one file per

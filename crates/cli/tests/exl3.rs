@@ -114,7 +114,8 @@ fn a_folder_is_described_and_runs() {
     let arguments = ["logits", folder.path(), "--token-ids", "2,17,5", "--device", "cpu", "--output"];
     let output = run(&[&arguments[..], &[file.to_str().unwrap()]].concat());
     let notes = text(&output.stderr);
-    assert!(output.status.success() && notes.contains("50 EXL3 weights were decoded to f16"), "{notes}");
+    // The processor multiplies trellises as they are.
+    assert!(output.status.success() && !notes.contains("decoded"), "{notes}");
 }
 
 #[test]

@@ -57,7 +57,8 @@ impl Rotated {
         2 * self.quants.len() + 4 * (self.scales.len() + self.sums.len() + self.values.len())
     }
 
-    /// Rotates `values` `[rows, columns]` under the scales `suh`, whose length is `columns` padded to a multiple of 128.
+    /// Rotates `values` `[rows, columns]` under the scales `suh`, whose length is `columns` padded to a multiple of
+    /// 128.
     ///
     /// # Panics
     /// If there is no room for them.

@@ -23,8 +23,8 @@ pub(crate) struct Affine {
 }
 
 impl Affine {
-    /// For MUL1 the code is the sum of the four bytes; the weights' rounding to binary16, at most 2⁻¹⁰, is left out. For
-    /// the others it is the weight in steps of 2⁻⁹.
+    /// For MUL1 the code is the sum of the four bytes; the weights' rounding to binary16, at most 2⁻¹⁰, is left out.
+    /// For the others it is the weight in steps of 2⁻⁹.
     pub(crate) fn of(codebook: Codebook) -> Affine {
         match codebook {
             // Factor and offset are the binary16 numbers of the format: `(1024 + sum) · factor − 10.3828125`.

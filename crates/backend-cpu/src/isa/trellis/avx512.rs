@@ -211,8 +211,8 @@ fn four_quants(quants: &[i16; UNIT / 2], input: usize) -> __m512i {
     _mm512_set1_epi64(bytemuck::cast(*four))
 }
 
-/// `totals[l] + Σ codes[l][k] · quants[l][k]` over the two words of each lane. The compiler makes two instructions of the
-/// intrinsic, so that the next one waits less; here others are never waited for, and their number counts.
+/// `totals[l] + Σ codes[l][k] · quants[l][k]` over the two words of each lane. The compiler makes two instructions of
+/// the intrinsic, so that the next one waits less; here others are never waited for, and their number counts.
 #[target_feature(enable = "avx512f,avx512vnni")]
 #[inline]
 fn multiply_add(mut totals: __m512i, codes: __m512i, quants: __m512i) -> __m512i {
