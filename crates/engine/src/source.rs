@@ -46,10 +46,11 @@ impl<'a> ModelSource<'a> {
     /// A configuration that is not Gemma 3's; tensors that are missing, of the wrong shape, or of another model.
     pub fn open(checkpoint: &'a Checkpoint) -> Result<ModelSource<'a>, EngineError> {
         let mut config = read_config(checkpoint)?;
-        // exllamav3 quantizes the head, even if the embedding, which it leaves as it is, has the same weights.
-        let head = TensorEntry::new(&config, Role::Head, None).hugging_face_names();
-        if head.iter().any(|name| checkpoint.trellis_weight(name).is_some()) {
-            config.tied_embeddings = false;
+        // exllamav3 quantizes the head, even if the embedding, which it leaves as it is, has the same weights. Where
+        // there is no embedding, the head is it.
+        if trellis_head(checkpoint, &config).is_some() {
+            let embedding = TensorEntry::new(&config, Role::Embedding, None).hugging_face_names();
+            config.tied_embeddings &= !embedding.iter().any(|name| names_contain(checkpoint, name));
         }
         let hugging_face = matches!(checkpoint.metadata(), Metadata::HuggingFace(_));
         let entries = tensors(&config);
@@ -57,7 +58,7 @@ impl<'a> ModelSource<'a> {
         let mut rotations = Rotations::default();
         let tensors = entries
             .into_iter()
-            .map(|entry| find(checkpoint, entry, hugging_face, &stranger, &mut rotations))
+            .map(|entry| find(checkpoint, &config, entry, hugging_face, &stranger, &mut rotations))
             .collect::<Result<Vec<_>, _>>()?;
         if let Some(tensor) = stranger {
             return Err(EngineError::UnknownTensor { tensor });
@@ -245,17 +246,26 @@ fn stranger(checkpoint: &Checkpoint, config: &Config, entries: &[TensorEntry], h
         .map(str::to_owned)
 }
 
+/// The name of the head, if it is a trellis.
+fn trellis_head(checkpoint: &Checkpoint, config: &Config) -> Option<String> {
+    let names = TensorEntry::new(config, Role::Head, None).hugging_face_names();
+    names.into_iter().find(|name| checkpoint.trellis_weight(name).is_some())
+}
+
 /// Finds a tensor under one of its names and checks its shape.
 fn find(
     checkpoint: &Checkpoint,
+    config: &Config,
     entry: TensorEntry,
     hugging_face: bool,
     stranger: &Option<String>,
     rotations: &mut Rotations,
 ) -> Result<SourceTensor, EngineError> {
     let candidates = candidates(&entry, hugging_face);
-    let present = candidates.iter().find(|candidate| names_contain(checkpoint, candidate));
-    let Some(name) = present else {
+    let present = candidates.iter().find(|candidate| names_contain(checkpoint, candidate)).cloned();
+    let is_embedding = entry.role == Role::Embedding && config.tied_embeddings;
+    let head = || trellis_head(checkpoint, config).filter(|_| is_embedding);
+    let Some(name) = &present.or_else(head) else {
         return Err(EngineError::MissingTensor { tensor: candidates[0].clone(), stranger: stranger.clone() });
     };
     let mismatch = |found: &[usize]| {

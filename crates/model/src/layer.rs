@@ -20,9 +20,9 @@ pub(crate) struct Activations {
     /// What attention or the feed-forward layer adds to the residual stream `[rows, hidden]`.
     update: BufferId,
     /// `[rows, heads · head_dim]`.
-    attended: BufferId,
-    /// `[rows, feed_forward]`.
-    gate: BufferId,
+    pub(crate) attended: BufferId,
+    /// `[rows, feed_forward]`; after a layer, what its down projection got.
+    pub(crate) gate: BufferId,
     /// `[rows, feed_forward]`.
     up: BufferId,
 }

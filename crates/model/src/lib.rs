@@ -8,10 +8,12 @@ pub mod config;
 pub mod gguf;
 pub mod hugging_face;
 mod layer;
+pub mod parts;
 pub mod program;
 pub mod tensors;
 
 pub use config::{Config, ConfigError, LayerKind, Rope};
 pub use gguf::GgufValue;
+pub use parts::{HeadProgram, LayerProgram, STATES, build_head_program, build_layer_program};
 pub use program::{Gemma3Program, ProgramOptions, build_program};
 pub use tensors::{Role, SharedInput, TensorEntry};
