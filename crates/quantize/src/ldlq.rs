@@ -153,6 +153,11 @@ impl<'a> Job<'a> {
         self.weight.outputs() / BLOCK
     }
 
+    /// Length of an input.
+    pub fn inputs(&self) -> usize {
+        self.weight.inputs()
+    }
+
     /// Quantizes the outputs from `128 · block`.
     ///
     /// # Panics
@@ -310,7 +315,7 @@ impl<'a> Strip<'a> {
 }
 
 /// Adds `U[first.., from] · values[from]` to `rows`, `[…, width]`.
-fn multiply_upper(
+pub(crate) fn multiply_upper(
     factor: &Factor,
     first: usize,
     from: std::ops::Range<usize>,

@@ -6,8 +6,10 @@
 //!
 //! A weight: a [`Hessian`] sums up the activations that it gets, [`input_scales`] makes its inputs alike, a [`Factor`]
 //! says how the error of some inputs can be made good by others, and [`quantize()`] or a [`Job`] rounds it that way.
-//! Files, models and calibration texts are the caller's. All results are the same for any number of threads, and on any
-//! processor.
+//! All results are the same for any number of threads, and on any processor.
+//!
+//! A model: [`pipeline`] goes from an open checkpoint to a folder of small weights, layer by layer. All else knows
+//! neither files nor models.
 
 mod encoder;
 mod error;
@@ -16,7 +18,9 @@ mod hessian;
 mod lanes;
 mod ldlq;
 mod level;
+mod noise;
 mod parallel;
+pub mod pipeline;
 mod product;
 mod rotation;
 mod scale;
@@ -30,4 +34,5 @@ pub use factor::Factor;
 pub use hessian::Hessian;
 pub use ldlq::{Block, Job, Numbers, Quantized, Settings, quantize};
 pub use level::Level;
+pub use noise::{distortion, noise};
 pub use rotation::{Weight, input_scales};

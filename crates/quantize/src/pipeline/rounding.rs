@@ -1,0 +1,154 @@
+//! Quantizes the weights of a layer, or the head.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use engine::{ModelSource, SourceTensor};
+use model::Role;
+use tensor::WeightSource;
+use tensor::format::trellis::hadamard::BLOCK;
+use tensor::format::trellis::{Codebook, Linear, Rate};
+
+use super::{Observer, Options, PipelineError, Stage};
+use crate::{Encoder, Factor, Hessian, Job, Settings, Weight, input_scales, parallel};
+
+/// The matrices of a layer that multiply the same activations, in the order of [`model::LayerProgram::inputs`].
+pub(super) const INPUTS: [&[Role]; 4] = [
+    &[Role::Query, Role::Key, Role::Value],
+    &[Role::AttentionOutput],
+    &[Role::Gate, Role::Up],
+    &[Role::Down],
+];
+
+/// A weight in f32, padded with zeros to multiples of 128, `[outputs, inputs]`.
+pub(super) struct Padded {
+    pub(super) values: Vec<f32>,
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+}
+
+impl Padded {
+    /// Reads a weight.
+    pub(super) fn read(source: &ModelSource<'_>, tensor: &SourceTensor) -> Result<Padded, PipelineError> {
+        let failed = |source| PipelineError::Weight { name: tensor.name.clone(), source };
+        let data = source.open(&tensor.entry.name).map_err(failed)?;
+        let (rows, columns) = (tensor.entry.rows, tensor.entry.columns);
+        let mut values = vec![0.0; rows * columns];
+        tensor.dtype.codec().decode(data.bytes(), &mut values);
+        data.release(0..data.bytes().len());
+        let (outputs, inputs) = (rows.next_multiple_of(BLOCK), columns.next_multiple_of(BLOCK));
+        if inputs != columns {
+            values = pad(&values, columns);
+        }
+        values.resize(outputs * inputs, 0.0);
+        Ok(Padded { values, outputs, inputs })
+    }
+
+    pub(super) fn weight(&self, name: &str) -> Result<Weight<'_>, PipelineError> {
+        Weight::new(&self.values, self.outputs, self.inputs).map_err(PipelineError::quantize(format!("`{name}`")))
+    }
+}
+
+/// Rows of a multiple of 128 columns.
+pub(super) fn pad(values: &[f32], columns: usize) -> Vec<f32> {
+    let width = columns.next_multiple_of(BLOCK);
+    if width == columns {
+        return values.to_vec();
+    }
+    let mut padded = vec![0.0; values.len() / columns * width];
+    for (row, into) in values.chunks_exact(columns).zip(padded.chunks_exact_mut(width)) {
+        into[..columns].copy_from_slice(row);
+    }
+    padded
+}
+
+/// Weights that share an input.
+pub(super) struct Shared<'a> {
+    pub(super) hessian: Hessian,
+    /// With the bits that each gets.
+    pub(super) tensors: Vec<(&'a SourceTensor, Rate)>,
+    /// Of the signs.
+    pub(super) seed: u64,
+}
+
+/// Counts weights for an observer.
+pub(super) struct Count<'a> {
+    pub(super) observer: &'a dyn Observer,
+    pub(super) stage: Stage,
+    pub(super) done: AtomicU64,
+    pub(super) total: u64,
+}
+
+impl Count<'_> {
+    pub(super) fn add(&self, weights: u64) {
+        let before = self.done.fetch_add(weights, Ordering::Relaxed);
+        self.observer.progress(self.stage, before + weights, self.total);
+    }
+}
+
+/// Quantizes all weights of the `shared` inputs, in their order. The threads share one queue of blocks of 128 outputs.
+pub(super) fn round(
+    source: &ModelSource<'_>,
+    shared: &[Shared<'_>],
+    options: &Options,
+    count: &Count<'_>,
+) -> Result<Vec<Linear<'static>>, PipelineError> {
+    let mut weights = Vec::new();
+    for shared in shared {
+        let read = shared.tensors.iter().map(|(tensor, _)| Padded::read(source, tensor));
+        weights.push(read.collect::<Result<Vec<_>, _>>()?);
+    }
+    let factors = shared.iter().zip(&weights).map(|(shared, weights)| factor(shared, weights, options));
+    let factors = factors.collect::<Result<Vec<_>, _>>()?;
+    let rates = shared.iter().flat_map(|shared| &shared.tensors).map(|(_, rate)| *rate);
+    let mut encoders: Vec<Encoder> = Vec::new();
+    for rate in rates {
+        if encoders.iter().all(|encoder| encoder.rate() != rate) {
+            encoders.push(Encoder::new(Codebook::Mul1, rate));
+        }
+    }
+    let mut jobs = Vec::new();
+    for ((shared, weights), factor) in shared.iter().zip(&weights).zip(&factors) {
+        for (index, ((tensor, rate), weight)) in shared.tensors.iter().zip(weights).enumerate() {
+            let encoder = encoders.iter().find(|encoder| encoder.rate() == *rate).expect("one for each rate");
+            let settings = Settings {
+                threads: options.threads,
+                feedback: options.feedback,
+                seed: shared.seed + 1 + index as u64,
+                ..Settings::default()
+            };
+            let job = Job::new(weight.weight(&tensor.name)?, factor, encoder, &settings);
+            jobs.push(job.map_err(PipelineError::quantize(format!("`{}`", tensor.name)))?);
+        }
+    }
+    run(jobs, options.threads, count)
+}
+
+/// All blocks of all jobs, the longest ones first.
+fn run(jobs: Vec<Job<'_>>, threads: usize, count: &Count<'_>) -> Result<Vec<Linear<'static>>, PipelineError> {
+    let mut queue: Vec<(usize, usize)> =
+        jobs.iter().enumerate().flat_map(|(job, of)| (0..of.blocks()).map(move |block| (job, block))).collect();
+    queue.sort_by_key(|&(job, _)| std::cmp::Reverse(jobs[job].inputs()));
+    let results = parallel::map(queue, threads, |(job, block)| {
+        if count.observer.cancelled() {
+            return None;
+        }
+        let result = jobs[job].block(block);
+        count.add((BLOCK * jobs[job].inputs()) as u64);
+        Some((job, block, result))
+    });
+    let mut results = results.into_iter().collect::<Option<Vec<_>>>().ok_or(PipelineError::Cancelled)?;
+    results.sort_by_key(|&(job, block, _)| (job, block));
+    let mut blocks: Vec<Vec<_>> = jobs.iter().map(|_| Vec::new()).collect();
+    results.into_iter().for_each(|(job, _, result)| blocks[job].push(result));
+    Ok(jobs.into_iter().zip(blocks).map(|(job, blocks)| job.finish(&blocks).linear).collect())
+}
+
+/// The scales and the decomposition of a shared input.
+fn factor(shared: &Shared<'_>, weights: &[Padded], options: &Options) -> Result<Factor, PipelineError> {
+    let names: Vec<&str> = shared.tensors.iter().map(|(tensor, _)| tensor.name.as_str()).collect();
+    let weights = weights.iter().zip(&names).map(|(weight, name)| weight.weight(name));
+    let weights = weights.collect::<Result<Vec<_>, _>>()?;
+    let suh = input_scales(&weights, shared.seed).map_err(PipelineError::quantize(names.join(", ")))?;
+    Factor::new(&shared.hessian, &suh, options.damping, options.threads)
+        .map_err(PipelineError::quantize(names.join(", ")))
+}

@@ -1,0 +1,297 @@
+//! What the errors of each weight cost: the rise of the KL divergence of the model's predictions.
+//!
+//! Nothing is rounded for it: each weight in turn gets random errors of the size and the correlations that rounding
+//! leaves ([`noise()`]). A few sequences go through the model once as it is; whenever they pass a weight, a copy goes on
+//! with the error, and in the end all copies are compared. So one layer at a time is in memory, and the time is that of
+//! half the layers for each weight.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use tensor::DType;
+use tensor::format::trellis::Rate;
+
+use super::plan::{Plan, Target};
+use super::rounding::{Count, Padded, pad};
+use super::states::{Replaced, Runner, States};
+use super::{Allocation, Options, PipelineError, Stage, embed};
+use crate::{Factor, Hessian, distortion, input_scales, noise, parallel};
+
+/// Tokens of a sequence.
+const SEQUENCE: usize = 256;
+
+/// The Hessians are those of so many times the tokens that are compared.
+const MORE: usize = 8;
+
+/// The estimate compares the weights of every how many layers, and of the last.
+const LAYERS_EACH: usize = 6;
+
+/// What is known of each weight.
+pub(super) struct Costs {
+    /// The KL divergence for each unit of distortion.
+    pub(super) divergence: Vec<f64>,
+}
+
+/// Measures all weights at about this rate.
+pub(super) fn measure(
+    runner: &Runner<'_>,
+    plan: &Plan<'_>,
+    sequences: &[Vec<u32>],
+    rate: Rate,
+    options: &Options,
+) -> Result<Costs, PipelineError> {
+    let count = options.probe_tokens.div_ceil(SEQUENCE).max(1);
+    let chosen = spread(sequences, count);
+    let start = embed(plan.source, &chosen)?;
+    let lengths: Vec<usize> = chosen.iter().take(count).map(Vec::len).collect();
+    let total = plan.weights();
+    let mut probe = Probe {
+        runner,
+        plan,
+        options,
+        rate,
+        base: start.clone(),
+        probes: lengths.iter().sum::<usize>() * plan.source.config().hidden,
+        lengths,
+        copies: Vec::new(),
+        relative: vec![0.0; plan.targets.len()],
+        count: Count { observer: runner.observer, stage: Stage::Sensitivity, done: AtomicU64::new(0), total },
+    };
+    let head = probe.head_errors()?;
+    probe.base = start;
+    let config = plan.source.config();
+    let head_target = plan.targets.len() - 1;
+    if config.tied_embeddings {
+        let states = embed_with(plan, &chosen[..count], &head)?;
+        probe.copies.push((head_target, states.values.to_vec()));
+    }
+    for layer in 0..config.layers.len() {
+        probe.layer(layer)?;
+    }
+    probe.compare(&head)
+}
+
+/// Sequences from all over the text; the first `count` of them are compared.
+fn spread(sequences: &[Vec<u32>], count: usize) -> Vec<Vec<u32>> {
+    let wanted = (count * MORE).min(sequences.len()).max(1);
+    let at = |index: usize| &sequences[index * sequences.len() / wanted];
+    let cut = |sequence: &Vec<u32>| sequence[..sequence.len().min(SEQUENCE)].to_vec();
+    // Those that are compared come from all over too.
+    let each = (wanted / count).max(1);
+    let (first, rest): (Vec<usize>, Vec<usize>) = (0..wanted).partition(|&index| index % each == 0 && index / each < count);
+    first.into_iter().chain(rest).map(|index| cut(at(index))).collect()
+}
+
+struct Probe<'a> {
+    runner: &'a Runner<'a>,
+    plan: &'a Plan<'a>,
+    options: &'a Options,
+    rate: Rate,
+    /// The states of all sequences, without errors.
+    base: States,
+    /// Lengths of the sequences that are compared, and the numbers of their states.
+    lengths: Vec<usize>,
+    probes: usize,
+    /// States with the errors of a target.
+    copies: Vec<(usize, Vec<f32>)>,
+    /// The mean square of the errors of the residual stream after the target's layer, over its own.
+    relative: Vec<f64>,
+    count: Count<'a>,
+}
+
+impl Probe<'_> {
+    /// The head with errors: its Hessian takes a pass through all layers.
+    fn head_errors(&mut self) -> Result<Vec<f32>, PipelineError> {
+        let config = self.plan.source.config();
+        for layer in 0..config.layers.len() {
+            self.base = self.runner.layer(layer, &Replaced::new(), &self.base, None)?;
+        }
+        let target = self.plan.targets.last().expect("a head");
+        let mut hessian = Hessian::new(target.inputs()).map_err(PipelineError::quantize("the head"))?;
+        self.runner.head(&Replaced::new(), &self.base, false, &mut |_, input, _| {
+            let rows = pad(&input, config.hidden);
+            hessian.add(&rows, self.options.threads).map_err(PipelineError::quantize("the head"))
+        })?;
+        let mut errors = self.with_errors(&[(self.plan.targets.len() - 1, target)], &hessian)?;
+        Ok(errors.pop().expect("one target"))
+    }
+
+    /// The weights of the targets of one input with errors, without padding.
+    fn with_errors(&self, targets: &[(usize, &Target<'_>)], hessian: &Hessian) -> Result<Vec<Vec<f32>>, PipelineError> {
+        let (source, options) = (self.plan.source, self.options);
+        let read = targets.iter().map(|(_, target)| Padded::read(source, target.tensor));
+        let read = read.collect::<Result<Vec<_>, _>>()?;
+        let weights = read.iter().zip(targets).map(|(weight, (_, target))| weight.weight(&target.tensor.name));
+        let weights = weights.collect::<Result<Vec<_>, _>>()?;
+        let name = &targets[0].1.tensor.name;
+        let failed = || PipelineError::quantize(format!("`{name}`"));
+        let suh = input_scales(&weights, options.seed).map_err(failed())?;
+        let factor = Factor::new(hessian, &suh, options.damping, options.threads).map_err(failed())?;
+        let mut changed = Vec::new();
+        for ((index, target), weight) in targets.iter().zip(weights) {
+            let seed = options.seed ^ (*index as u64 + 1) << 32;
+            let errors = noise(&weight, &factor, self.distortion(*index), seed, options.threads).map_err(failed())?;
+            let (rows, columns) = (target.tensor.entry.rows, target.tensor.entry.columns);
+            let both = weight.values().chunks_exact(target.inputs()).zip(errors.chunks_exact(target.inputs()));
+            let sums = both.take(rows).flat_map(|(row, errors)| {
+                row[..columns].iter().zip(errors).map(|(weight, error)| weight + error)
+            });
+            changed.push(sums.collect());
+        }
+        Ok(changed)
+    }
+
+    /// The head will have more bits.
+    fn distortion(&self, target: usize) -> f64 {
+        let four = Rate::from_half_bits(8).expect("a rate");
+        distortion(if target + 1 == self.plan.targets.len() { self.rate.max(four) } else { self.rate })
+    }
+
+    /// Moves everything on by a layer, and adds copies for its weights.
+    fn layer(&mut self, layer: usize) -> Result<(), PipelineError> {
+        let config = self.plan.source.config();
+        let widths = [config.hidden, config.query_width(), config.hidden, config.feed_forward];
+        let what = format!("layer {layer}");
+        let hessians = widths.map(|width| Hessian::new(width.next_multiple_of(128)));
+        let hessians = hessians.into_iter().collect::<Result<Vec<_>, _>>();
+        let mut hessians = hessians.map_err(PipelineError::quantize(&what))?;
+        let (runner, none) = (self.runner, Replaced::new());
+        let before = self.slice(&self.base.values[..self.probes]);
+        self.base = runner.layer(layer, &none, &self.base, Some(&mut |input, rows| {
+            let rows = pad(&rows, widths[input]);
+            hessians[input].add(&rows, self.options.threads).map_err(PipelineError::quantize(&what))
+        }))?;
+        if !self.copies.is_empty() {
+            let lengths = self.copies.iter().flat_map(|_| &self.lengths).copied().collect();
+            let values = self.copies.iter().flat_map(|(_, values)| values).copied().collect();
+            let after = runner.layer(layer, &none, &States { lengths, values: Arc::new(values) }, None)?;
+            let copies = self.copies.iter_mut().zip(after.values.chunks_exact(self.probes));
+            copies.for_each(|((_, copy), after)| copy.copy_from_slice(after));
+        }
+        let is_last = layer + 1 == config.layers.len();
+        let keeps = self.options.allocation == Allocation::Measured || layer % LAYERS_EACH == 0 || is_last;
+        for (input, hessian) in hessians.iter().enumerate() {
+            let targets: Vec<_> = self.plan.of_layer(layer).filter(|(_, target)| target.input == input).collect();
+            for ((index, target), weights) in targets.iter().zip(self.with_errors(&targets, hessian)?) {
+                let replaced = replace(target, &weights);
+                let after = runner.layer(layer, &replaced, &before, None)?;
+                self.relative[*index] = relative(&self.base.values[..self.probes], &after.values, config.hidden);
+                if keeps {
+                    self.copies.push((*index, after.values.to_vec()));
+                }
+                self.count.add(target.weights());
+            }
+        }
+        Ok(())
+    }
+
+    fn slice(&self, values: &[f32]) -> States {
+        States { lengths: self.lengths.clone(), values: Arc::new(values.to_vec()) }
+    }
+
+    /// Compares the copies' predictions with those of the states without errors.
+    fn compare(mut self, head: &[f32]) -> Result<Costs, PipelineError> {
+        let vocabulary = self.plan.source.config().vocabulary;
+        let base = self.slice(&self.base.values[..self.probes]);
+        let mut expected = vec![Vec::new(); base.count()];
+        self.runner.head(&Replaced::new(), &base, true, &mut |first, _, logits| {
+            let rows = logits.chunks_exact(vocabulary).collect();
+            let rows = parallel::map(rows, self.options.threads, log_softmax);
+            rows.into_iter().enumerate().for_each(|(row, values)| expected[first + row] = values);
+            Ok(())
+        })?;
+        let mut found = vec![None; self.plan.targets.len()];
+        let head_index = self.plan.targets.len() - 1;
+        let last = self.plan.targets.last().expect("a head");
+        if self.copies.first().is_none_or(|(index, _)| *index != head_index) {
+            self.copies.push((head_index, base.values.to_vec()));
+        }
+        for (index, values) in &self.copies {
+            let replaced = if *index == head_index { replace(last, head) } else { Replaced::new() };
+            let mut sum = 0.0;
+            self.runner.head(&replaced, &self.slice(values), true, &mut |first, _, logits| {
+                let rows = logits.chunks_exact(vocabulary).enumerate().collect();
+                let rows = parallel::map(rows, self.options.threads, |(row, logits): (usize, &[f32])| {
+                    divergence(&expected[first + row], &log_softmax(logits))
+                });
+                sum += rows.into_iter().sum::<f64>();
+                Ok(())
+            })?;
+            found[*index] = Some(sum / base.count() as f64);
+        }
+        self.count.add(last.weights());
+        let divergence = self.fill(&found);
+        let divergence = divergence.iter().enumerate().map(|(index, value)| value / self.distortion(index)).collect();
+        Ok(Costs { divergence })
+    }
+
+    /// What was not compared is estimated: the error that the layer's output has, times what such an error costs in the
+    /// nearest layers that were compared.
+    fn fill(&self, found: &[Option<f64>]) -> Vec<f64> {
+        let layers = self.plan.source.config().layers.len();
+        let factors: Vec<(usize, f64)> = (0..layers)
+            .filter_map(|layer| {
+                let both = self.plan.of_layer(layer).filter_map(|(index, _)| Some((found[index]?, self.relative[index])));
+                let (divergence, relative) = both.fold((0.0, 0.0), |(a, b), (c, d)| (a + c, b + d));
+                (relative > 0.0).then(|| (layer, divergence / relative))
+            })
+            .collect();
+        let targets = self.plan.targets.iter().enumerate();
+        targets
+            .map(|(index, target)| found[index].unwrap_or_else(|| {
+                let before = factors.iter().rev().find(|(layer, _)| *layer <= target.layer);
+                let after = factors.iter().find(|(layer, _)| *layer >= target.layer);
+                let factor = match (before, after) {
+                    (Some(&(a, from)), Some(&(b, to))) if a < b => {
+                        let share = (target.layer - a) as f64 / (b - a) as f64;
+                        from + (to - from) * share
+                    }
+                    (Some(&(_, factor)), _) | (None, Some(&(_, factor))) => factor,
+                    (None, None) => 1.0,
+                };
+                self.relative[index] * factor
+            }))
+            .collect()
+    }
+}
+
+/// A weight with errors in the place of the source's.
+fn replace(target: &Target<'_>, weights: &[f32]) -> Replaced {
+    let bytes = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
+    Replaced::from([(target.tensor.entry.name.clone(), (DType::F32, Arc::new(bytes)))])
+}
+
+/// The scaled rows of a table with errors.
+fn embed_with(plan: &Plan<'_>, sequences: &[Vec<u32>], table: &[f32]) -> Result<States, PipelineError> {
+    let config = plan.source.config();
+    let scale = config.embedding_scale();
+    let rows = sequences.iter().flatten().map(|&token| &table[token as usize * config.hidden..][..config.hidden]);
+    let values = rows.flatten().map(|value| value * scale).collect();
+    Ok(States { lengths: sequences.iter().map(Vec::len).collect(), values: Arc::new(values) })
+}
+
+/// The mean over all rows of the square of the difference over the row's own.
+fn relative(expected: &[f32], found: &[f32], width: usize) -> f64 {
+    let rows = expected.chunks_exact(width).zip(found.chunks_exact(width));
+    let sum: f64 = rows
+        .map(|(expected, found)| {
+            let error: f64 = expected.iter().zip(found).map(|(a, b)| f64::from(a - b) * f64::from(a - b)).sum();
+            let square: f64 = expected.iter().map(|a| f64::from(*a) * f64::from(*a)).sum();
+            if square > 0.0 { error / square } else { 0.0 }
+        })
+        .sum();
+    sum / (expected.len() / width) as f64
+}
+
+/// The logarithms of probabilities.
+fn log_softmax(logits: &[f32]) -> Vec<f32> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.chunks(64).map(|part| f64::from(part.iter().map(|l| (l - largest).exp()).sum::<f32>())).sum();
+    let shift = largest + sum.ln() as f32;
+    logits.iter().map(|logit| logit - shift).collect()
+}
+
+/// The KL divergence of one distribution from another, of logarithms.
+fn divergence(expected: &[f32], found: &[f32]) -> f64 {
+    expected.iter().zip(found).map(|(&p, &q)| f64::from(p.exp() * (p - q))).sum()
+}

@@ -1,0 +1,202 @@
+//! Runs layers on the residual stream of many sequences.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use engine::ModelSource;
+use model::{STATES, TensorEntry, build_head_program, build_layer_program};
+use tensor::{
+    Backend, Batch, BufferId, DType, LoadOptions, Loaded, Precision, Program, Segment, WeightBytes, WeightError,
+    WeightSource,
+};
+
+use super::{Observer, PipelineError};
+
+/// Tokens of a pass, unless a sequence is longer.
+const BATCH_TOKENS: usize = 2048;
+
+/// The residual stream of sequences, one after another, `[tokens, hidden]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct States {
+    /// Tokens of each sequence.
+    pub(super) lengths: Vec<usize>,
+    pub(super) values: Arc<Vec<f32>>,
+}
+
+/// Weights that take the place of those of the source, by their names in programs.
+pub(super) type Replaced = HashMap<String, (DType, Arc<Vec<u8>>)>;
+
+/// What runs the layers.
+pub(super) struct Runner<'a> {
+    pub(super) source: &'a ModelSource<'a>,
+    pub(super) backend: &'a dyn Backend,
+    pub(super) observer: &'a dyn Observer,
+    pub(super) threads: usize,
+}
+
+struct StateBytes(Arc<Vec<f32>>);
+
+impl WeightBytes for StateBytes {
+    fn bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+struct Bytes(Arc<Vec<u8>>);
+
+impl WeightBytes for Bytes {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// The source's weights, some of them replaced, and the states.
+struct Weights<'a> {
+    source: &'a ModelSource<'a>,
+    replaced: &'a Replaced,
+    states: Arc<Vec<f32>>,
+}
+
+impl WeightSource for Weights<'_> {
+    fn open(&self, name: &str) -> Result<Arc<dyn WeightBytes>, WeightError> {
+        if name == STATES {
+            return Ok(Arc::new(StateBytes(self.states.clone())));
+        }
+        match self.replaced.get(name) {
+            Some((_, bytes)) => Ok(Arc::new(Bytes(bytes.clone()))),
+            None => self.source.open(name),
+        }
+    }
+}
+
+/// What a pass gave: rows of some buffers.
+type Take<'a> = dyn FnMut(&mut Rows<'_>) -> Result<(), PipelineError> + 'a;
+
+/// The rows of a pass.
+pub(super) struct Rows<'a> {
+    loaded: &'a mut dyn Loaded,
+    /// Of all tokens, the first one of the pass.
+    pub(super) first: usize,
+    /// How many there are.
+    pub(super) count: usize,
+}
+
+impl Rows<'_> {
+    /// `[count, width]` of a buffer.
+    pub(super) fn read(&mut self, buffer: BufferId, width: usize) -> Result<Vec<f32>, PipelineError> {
+        let mut values = vec![0.0; self.count * width];
+        self.loaded.read(buffer, &mut values)?;
+        Ok(values)
+    }
+}
+
+impl Runner<'_> {
+    /// Runs a layer. `inputs` gets what its matrices multiply, in the order of [`model::LayerProgram::inputs`].
+    pub(super) fn layer(
+        &self,
+        layer: usize,
+        replaced: &Replaced,
+        states: &States,
+        mut inputs: Option<&mut dyn FnMut(usize, Vec<f32>) -> Result<(), PipelineError>>,
+    ) -> Result<States, PipelineError> {
+        let config = self.source.config();
+        let count = states.count();
+        let built = build_layer_program(config, layer, count, &|entry| self.format(replaced, entry))?;
+        let widths = [config.hidden, config.query_width(), config.hidden, config.feed_forward];
+        let mut after = vec![0.0; states.values.len()];
+        self.run(&built.program, replaced, states, &mut |rows| {
+            for (index, (&buffer, width)) in built.inputs.iter().zip(widths).enumerate() {
+                if let Some(inputs) = &mut inputs {
+                    inputs(index, rows.read(buffer, width)?)?;
+                }
+            }
+            let values = rows.read(built.states, config.hidden)?;
+            after[rows.first * config.hidden..][..values.len()].copy_from_slice(&values);
+            Ok(())
+        })?;
+        Ok(States { lengths: states.lengths.clone(), values: Arc::new(after) })
+    }
+
+    /// Runs the final norm, and the head if `logits`. `take` gets, for each pass, its first token, what the head
+    /// multiplies `[tokens, hidden]`, and the logits `[tokens, vocabulary]` or nothing.
+    pub(super) fn head(
+        &self,
+        replaced: &Replaced,
+        states: &States,
+        logits: bool,
+        take: &mut dyn FnMut(usize, Vec<f32>, Vec<f32>) -> Result<(), PipelineError>,
+    ) -> Result<(), PipelineError> {
+        let config = self.source.config();
+        let built = build_head_program(config, states.count(), &|entry| self.format(replaced, entry), logits)?;
+        self.run(&built.program, replaced, states, &mut |rows| {
+            let input = rows.read(built.input, config.hidden)?;
+            let logits = built.logits.map_or(Ok(Vec::new()), |logits| rows.read(logits, config.vocabulary))?;
+            take(rows.first, input, logits)
+        })
+    }
+
+    fn format(&self, replaced: &Replaced, entry: &TensorEntry) -> DType {
+        let own = || self.source.tensors().iter().find(|tensor| tensor.entry.name == entry.name);
+        let replaced = replaced.get(&entry.name).map(|(dtype, _)| *dtype);
+        replaced.unwrap_or_else(|| own().expect("a tensor of the model").dtype)
+    }
+
+    fn run(
+        &self,
+        program: &Program,
+        replaced: &Replaced,
+        states: &States,
+        take: &mut Take<'_>,
+    ) -> Result<(), PipelineError> {
+        let batches = states.batches();
+        let longest = states.lengths.iter().copied().max().unwrap_or(0);
+        let tokens_max = batches.iter().map(|batch| batch.iter().sum()).max().unwrap_or(0);
+        let options = LoadOptions {
+            tokens_max,
+            outputs_max: tokens_max,
+            sequences_max: batches.iter().map(|batch| batch.len()).max().unwrap_or(0),
+            context_max: longest,
+            cache_dtype: DType::F16,
+            precision: Precision::Fast,
+            threads: Some(self.threads),
+        };
+        let weights = Weights { source: self.source, replaced, states: states.values.clone() };
+        let mut loaded = self.backend.load(program, &weights, &options)?;
+        let mut first = 0;
+        for batch in batches {
+            if self.observer.cancelled() {
+                return Err(PipelineError::Cancelled);
+            }
+            let count: usize = batch.iter().sum();
+            let tokens: Vec<u32> = (first as u32..(first + count) as u32).collect();
+            let outputs: Vec<u32> = (0..count as u32).collect();
+            let segment = |(sequence, &tokens)| Segment { sequence, position: 0, tokens };
+            let segments: Vec<Segment> = batch.iter().enumerate().map(segment).collect();
+            loaded.run(&Batch { tokens: &tokens, segments: &segments, outputs: &outputs, cancel: None })?;
+            take(&mut Rows { loaded: &mut *loaded, first, count })?;
+            first += count;
+        }
+        Ok(())
+    }
+}
+
+impl States {
+    /// Tokens of all sequences.
+    pub(super) fn count(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+
+    /// The lengths of the sequences that go through a layer together.
+    fn batches(&self) -> Vec<&[usize]> {
+        let (mut batches, mut start, mut tokens) = (Vec::new(), 0, 0);
+        for (index, &length) in self.lengths.iter().enumerate() {
+            if index > start && tokens + length > BATCH_TOKENS {
+                batches.push(&self.lengths[start..index]);
+                (start, tokens) = (index, 0);
+            }
+            tokens += length;
+        }
+        batches.push(&self.lengths[start..]);
+        batches
+    }
+}
