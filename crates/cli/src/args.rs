@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use engine::EngineOptions;
+use quantize::pipeline::{Allocation, Layout};
+use tensor::format::trellis::Rate;
 use tensor::{DType, Precision};
 
 use crate::failure::Usage;
@@ -313,22 +315,34 @@ pub(crate) struct LogitsArgs {
     pub(crate) json: bool,
 }
 
-/// Write a model as GGUF, its weights rounded to a format
+/// Make a model smaller: a folder of trellis weights (EXL3), or a GGUF file in a rounding format
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Norms stay F32. The file has all that llama.cpp needs: vocabulary and chat template too.")]
+#[command(after_help = "\
+With --bpw or --size: a folder of trellis weights that a calibration text decides on, layer by layer. Each weight gets \
+as many bits as its errors cost. The folder appears when it is complete; after an interruption the same command goes \
+on where it was (.DIR.partial), and finds the same.
+
+With --format: a GGUF file. Norms stay F32. It has all that llama.cpp needs: vocabulary and chat template too.
+
+Examples:
+  lapidary quantize gemma-3-27b-it --size 9GB --output gemma-3-27b-9GB
+  lapidary quantize gemma-3-1b-it --format q4_0 --output gemma-3-1b-q4_0.gguf")]
 pub(crate) struct QuantizeArgs {
     #[arg(help = MODEL_HELP)]
     pub(crate) model: String,
-    /// q8_0, q4_0, f16 or bf16
+    /// Bits per weight of the result, everything counted
+    #[arg(long, value_name = "BITS", conflicts_with_all = ["size", "format"], value_parser = bits)]
+    pub(crate) bpw: Option<f64>,
+    /// Bytes of all weight files of the result: 9GB, 700MB
+    #[arg(long, value_name = "SIZE", conflicts_with = "format", value_parser = size)]
+    pub(crate) size: Option<u64>,
+    /// A GGUF file in q8_0, q4_0, f16 or bf16
     #[arg(long, value_parser = output_format)]
-    pub(crate) format: DType,
-    /// Format of the token embedding, which is also the head; also q5_0, q5_1 [default: q8_0 for q4_0, else the same]
-    #[arg(long, value_name = "FORMAT", value_parser = embedding_format)]
-    pub(crate) embedding_format: Option<DType>,
-    /// The file to write
-    #[arg(long, value_name = "FILE")]
-    pub(crate) output: PathBuf,
-    /// Overwrite an existing file
+    pub(crate) format: Option<DType>,
+    /// The folder or file to write
+    #[arg(long, value_name = "PATH", required_unless_present = "estimate")]
+    pub(crate) output: Option<PathBuf>,
+    /// Overwrite what is there
     #[arg(long)]
     pub(crate) force: bool,
     /// Threads; by default one per physical core
@@ -337,6 +351,96 @@ pub(crate) struct QuantizeArgs {
     /// Print what was written as one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) trellis: TrellisArgs,
+    /// Format of the token embedding, which is also the head; also q5_0, q5_1 [default: q8_0 for q4_0, else the same]
+    #[arg(long, value_name = "FORMAT", value_parser = embedding_format, requires = "format", help_heading = "GGUF")]
+    pub(crate) embedding_format: Option<DType>,
+}
+
+/// How a folder of trellis weights is made.
+#[derive(Clone, Debug, ClapArgs)]
+#[command(next_help_heading = "Trellis weights")]
+pub(crate) struct TrellisArgs {
+    /// Say size, memory and time, and write nothing
+    #[arg(long, conflicts_with = "format")]
+    pub(crate) estimate: bool,
+    /// Bits per weight of the head; by default what its errors cost decides
+    #[arg(long, value_name = "BITS", conflicts_with = "format", value_parser = rate)]
+    pub(crate) head_bits: Option<Rate>,
+    /// compact has one copy of embedding and head; exllamav3 has the embedding as it was beside it
+    #[arg(long, value_enum, default_value_t = LayoutArg::Compact, conflicts_with = "format")]
+    pub(crate) layout: LayoutArg,
+    /// A text in UTF-8 that is like what the model will be used for, instead of the one that is built in
+    #[arg(long, value_name = "FILE", conflicts_with = "format")]
+    pub(crate) calibration: Option<PathBuf>,
+    /// Most tokens of it, from all over the text
+    #[arg(long, value_name = "N", default_value_t = 131_072, conflicts_with = "format")]
+    pub(crate) calibration_tokens: usize,
+    /// How bits are divided: by what the errors of each weight cost (measured), an estimate of it that takes less time
+    /// and memory, or all the same
+    #[arg(long, value_enum, default_value_t = AllocationArg::Measured, conflicts_with = "format")]
+    pub(crate) allocation: AllocationArg,
+    /// Seed of signs and of errors for trial
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "format")]
+    pub(crate) seed: u64,
+    /// Where the calibration text runs: cpu, auto, vulkan or vulkan:N
+    #[arg(long, default_value = "cpu", value_parser = device, conflicts_with = "format")]
+    pub(crate) device: DeviceArg,
+    /// Rates to choose from
+    #[arg(long, value_name = "BITS,…", value_delimiter = ',', value_parser = rate, hide = true)]
+    pub(crate) rates: Vec<Rate>,
+    /// Each weight is rounded for itself
+    #[arg(long, hide = true)]
+    pub(crate) no_feedback: bool,
+    /// What is added to the diagonal of a Hessian, over its mean
+    #[arg(long, value_name = "D", default_value_t = 0.025, hide = true)]
+    pub(crate) damping: f32,
+    /// Tokens that costs are measured on
+    #[arg(long, value_name = "N", default_value_t = 1024, hide = true)]
+    pub(crate) probe_tokens: usize,
+    /// Tokens of a sequence of calibration
+    #[arg(long, value_name = "N", default_value_t = 1024, hide = true)]
+    pub(crate) sequence_tokens: usize,
+}
+
+/// What stands beside the trellises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LayoutArg {
+    /// The head is the embedding
+    Compact,
+    /// The embedding as it was
+    Exllamav3,
+}
+
+/// How bits are divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AllocationArg {
+    /// All the same
+    Uniform,
+    /// By an estimate
+    Estimated,
+    /// By measurements
+    Measured,
+}
+
+impl From<LayoutArg> for Layout {
+    fn from(layout: LayoutArg) -> Layout {
+        match layout {
+            LayoutArg::Compact => Layout::Compact,
+            LayoutArg::Exllamav3 => Layout::Exllamav3,
+        }
+    }
+}
+
+impl From<AllocationArg> for Allocation {
+    fn from(allocation: AllocationArg) -> Allocation {
+        match allocation {
+            AllocationArg::Uniform => Allocation::Uniform,
+            AllocationArg::Estimated => Allocation::Estimated,
+            AllocationArg::Measured => Allocation::Measured,
+        }
+    }
 }
 
 /// Measure how good a model is: perplexity of texts, also beside the original, exact answers to instructions
@@ -438,6 +542,40 @@ fn threads(text: &str) -> Result<usize, Usage> {
     number.ok_or_else(|| Usage("expected a number from 1 to 1024".into()))
 }
 
+/// Bits per weight of a whole model.
+fn bits(text: &str) -> Result<f64, Usage> {
+    let number = text.parse().ok().filter(|number: &f64| (0.5..=16.0).contains(number));
+    number.ok_or_else(|| Usage("expected a number from 0.5 to 16".into()))
+}
+
+/// Bits per weight of one weight.
+fn rate(text: &str) -> Result<Rate, Usage> {
+    let known = Rate::ALL.into_iter().find(|rate| text.parse().is_ok_and(|bits: f32| bits == rate.bits()));
+    known.ok_or_else(|| {
+        let names: Vec<String> = Rate::ALL.iter().map(ToString::to_string).collect();
+        Usage(format!("expected one of {}", names.join(", ")))
+    })
+}
+
+/// Bytes: `9GB`, `8.5 GiB`, `700MB`, `123456`.
+fn size(text: &str) -> Result<u64, Usage> {
+    let wrong = || Usage("expected a size such as 9GB, 8.5GiB or 700MB".into());
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        _ => return Err(wrong()),
+    };
+    let bytes = number.parse::<f64>().map_err(|_| wrong())? * factor;
+    if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err(wrong()) }
+}
+
 fn device(name: &str) -> Result<DeviceArg, Usage> {
     const EXPECTED: &str = "expected auto, cpu, vulkan or vulkan:N";
     match name {
@@ -473,5 +611,15 @@ mod tests {
         assert!(device("npu").unwrap_err().to_string().contains("not supported yet"));
         assert!(["tpu", "vulkan:", "vulkan:x", "vulkan:-1"].iter().all(|name| device(name).is_err()));
         assert!(threads("0").is_err());
+    }
+
+    #[test]
+    fn sizes_and_rates_are_read() {
+        assert_eq!(size("9GB").unwrap(), 9_000_000_000);
+        assert_eq!(size("1.5 MiB").unwrap(), 3 << 19);
+        assert!(["", "GB", "9XB", "-1GB", "0"].iter().all(|text| size(text).is_err()));
+        assert_eq!(rate("2.5").unwrap().half_bits(), 5);
+        assert!(rate("4.5").unwrap_err().to_string().contains("3.5, 4, 5"));
+        assert!(bits("0").is_err() && bits("2.57").is_ok());
     }
 }

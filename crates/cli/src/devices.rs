@@ -110,6 +110,21 @@ pub(crate) fn load(
     Ok((load(&*device, options)?, device))
 }
 
+/// Opens the device that was asked for, for work that brings its own programs; `auto` takes the best GPU.
+///
+/// # Errors
+/// A device that is not there or can't be used.
+pub(crate) fn open(machine: &dyn Machine, wanted: DeviceArg) -> Result<Box<dyn Device>> {
+    match wanted {
+        DeviceArg::Cpu => Ok(machine.cpu()),
+        DeviceArg::Vulkan(index) => machine.open_gpu(index).map_err(with_hint),
+        DeviceArg::Auto => {
+            let best = candidates(machine).into_iter().find(|gpu| gpu.problem.is_none());
+            best.map_or(Ok(machine.cpu()), |gpu| machine.open_gpu(Some(gpu.index)).map_err(with_hint))
+        }
+    }
+}
+
 /// Loads into the best GPU that has room, else into the CPU. Says why, if a GPU was there and is not taken.
 fn load_anywhere(
     machine: &dyn Machine,

@@ -15,6 +15,8 @@ pub(crate) struct Progress {
     /// Names the amounts: gives `12 of 600`, or bytes.
     unit: Unit,
     total: u64,
+    /// What was done before it began.
+    before: u64,
     start: Instant,
     shown: Option<Instant>,
     terminal: bool,
@@ -27,13 +29,20 @@ pub(crate) enum Unit {
     Bytes,
     /// Things of that name.
     Things(&'static str),
+    /// Weights, of which there are many.
+    Weights,
 }
 
 impl Progress {
     /// Work of a known amount that begins now.
     pub(crate) fn new(label: impl Into<String>, unit: Unit, total: u64) -> Progress {
+        Progress::from(label, unit, total, 0)
+    }
+
+    /// The same, of which some was done before.
+    pub(crate) fn from(label: impl Into<String>, unit: Unit, total: u64, before: u64) -> Progress {
         let terminal = io::stderr().is_terminal();
-        Progress { label: label.into(), unit, total, start: Instant::now(), shown: None, terminal }
+        Progress { label: label.into(), unit, total, before, start: Instant::now(), shown: None, terminal }
     }
 
     /// Says how much is done.
@@ -54,12 +63,16 @@ impl Progress {
     fn line(&self, done: u64) -> String {
         let seconds = self.start.elapsed().as_secs_f64();
         let share = done as f64 / self.total.max(1) as f64;
-        let rate = done as f64 / seconds.max(1e-9);
-        let left = if done > 0 { (self.total.saturating_sub(done)) as f64 / rate } else { f64::INFINITY };
+        let rate = done.saturating_sub(self.before) as f64 / seconds.max(1e-9);
+        let left = if done > self.before { (self.total.saturating_sub(done)) as f64 / rate } else { f64::INFINITY };
         let amounts = match self.unit {
             Unit::Bytes => {
                 let [done, total] = [done, self.total].map(crate::output::bytes);
                 format!("{done} of {total}, {}/s", crate::output::bytes(rate as u64))
+            }
+            Unit::Weights => {
+                let [done, total] = [done, self.total].map(crate::output::count);
+                format!("{done} of {total} weights, {}/s", crate::output::count(rate as u64))
             }
             Unit::Things(name) => format!("{done} of {} {name}, {rate:.1}/s", self.total),
         };

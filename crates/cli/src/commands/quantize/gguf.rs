@@ -1,5 +1,6 @@
-//! `quantize`: a model as GGUF in a rounding format.
+//! A model as GGUF in a rounding format.
 
+use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
@@ -17,7 +18,7 @@ use crate::args::QuantizeArgs;
 use crate::model_source::Model;
 use crate::progress::{Progress, Unit};
 use crate::random_model::{fitting, put_config};
-use crate::{gguf_text, interrupt, output, session};
+use crate::{gguf_text, interrupt, session};
 
 /// Weights that are decoded at once.
 const CHUNK: usize = 4 << 20;
@@ -26,18 +27,18 @@ const CHUNK: usize = 4 << 20;
 ///
 /// # Errors
 /// A model that can't be read, a file that is there already or can't be written, Ctrl-C.
-pub(crate) fn run(args: QuantizeArgs) -> Result<()> {
-    if args.output.is_dir() {
-        bail!("`{}` is a folder, expected the name of a file", args.output.display());
+pub(super) fn run(args: &QuantizeArgs, format: DType, output: &Path) -> Result<()> {
+    if output.is_dir() {
+        bail!("`{}` is a folder, expected the name of a file", output.display());
     }
-    if args.output.exists() && !args.force {
-        bail!("`{}` exists already\n\nhint: --force overwrites it", args.output.display());
+    if output.exists() && !args.force {
+        bail!("`{}` exists already\n\nhint: --force overwrites it", output.display());
     }
     let start = Instant::now();
     let model = Model::open(Some(&args.model))?;
     let source = ModelSource::open(&model.checkpoint)?;
-    let mut builder = Builder::new(metadata(&model.name, &source, args.format)?);
-    let formats = Formats::of(&args);
+    let mut builder = Builder::new(metadata(&model.name, &source, format)?);
+    let formats = Formats::of(args, format);
     for tensor in source.tensors() {
         builder.tensor(&tensor.entry.name, formats.of_tensor(tensor), &tensor.entry.shape())?;
     }
@@ -50,7 +51,7 @@ pub(crate) fn run(args: QuantizeArgs) -> Result<()> {
         threads: args.threads.unwrap_or_else(physical_cores),
         progress: Progress::new("quantizing", Unit::Bytes, total),
         read: 0,
-        writer: builder.create(&args.output)?,
+        writer: builder.create(output)?,
     };
     for tensor in source.tensors() {
         task.write(tensor)?;
@@ -62,20 +63,20 @@ pub(crate) fn run(args: QuantizeArgs) -> Result<()> {
     let bits = bytes as f64 * 8.0 / parameters as f64;
     if args.json {
         let report = json!({
-            "output": args.output,
-            "format": args.format.name(),
+            "output": output,
+            "format": format.name(),
             "bytes": bytes,
             "bytes_before": before,
             "bits_per_weight": bits,
             "seconds": seconds,
         });
-        return Ok(output::json(&report)?);
+        return Ok(crate::output::json(&report)?);
     }
-    output::notice(&format!(
+    crate::output::notice(&format!(
         "wrote `{}`: {} from {}, {bits:.2} bits per weight, {seconds:.1} s",
-        args.output.display(),
-        output::bytes(bytes),
-        output::bytes(before)
+        output.display(),
+        crate::output::bytes(bytes),
+        crate::output::bytes(before)
     ));
     Ok(())
 }
@@ -88,10 +89,10 @@ struct Formats {
 }
 
 impl Formats {
-    fn of(args: &QuantizeArgs) -> Formats {
+    fn of(args: &QuantizeArgs, format: DType) -> Formats {
         // The embedding is the head too. In Q4_0 it alone costs the built-in model 1 % of perplexity, all else 2.2 %.
-        let usual = if args.format == DType::Q4_0 { DType::Q8_0 } else { args.format };
-        Formats { matrices: args.format, embedding: args.embedding_format.unwrap_or(usual) }
+        let usual = if format == DType::Q4_0 { DType::Q8_0 } else { format };
+        Formats { matrices: format, embedding: args.embedding_format.unwrap_or(usual) }
     }
 
     /// Norms in f32, matrices in the format that was asked for, if their rows allow it.
