@@ -5,7 +5,7 @@
 //! batches are bound at once.
 
 use tensor::program::ProgramError;
-use tensor::{BufferId, DType, Op, Program, ProgramBuilder, Rows, Scalar};
+use tensor::{BufferId, DType, Op, Program, ProgramBuilder, Rows, Scalar, WeightFormat};
 
 use crate::layer::{Activations, Builder};
 use crate::{Config, Role, TensorEntry};
@@ -48,7 +48,7 @@ pub fn build_layer_program(
     config: &Config,
     layer: usize,
     states: usize,
-    formats: &dyn Fn(&TensorEntry) -> DType,
+    formats: &dyn Fn(&TensorEntry) -> WeightFormat,
 ) -> Result<LayerProgram, ProgramError> {
     let mut builder = Builder { program: ProgramBuilder::new(), config, formats };
     let x = start(&mut builder, states);
@@ -60,11 +60,7 @@ pub fn build_layer_program(
     let feed_forward = tap(&mut builder, "feed_forward", x.normed, config.hidden);
     let down = tap(&mut builder, "down", x.gate, config.feed_forward);
     let states = tap(&mut builder, "after", x.residual, config.hidden);
-    Ok(LayerProgram {
-        program: builder.program.build()?,
-        inputs: [attention, attended, feed_forward, down],
-        states,
-    })
+    Ok(LayerProgram { program: builder.program.build()?, inputs: [attention, attended, feed_forward, down], states })
 }
 
 /// The final norm and, with `logits`, the head for `states` rows of the residual stream.
@@ -74,7 +70,7 @@ pub fn build_layer_program(
 pub fn build_head_program(
     config: &Config,
     states: usize,
-    formats: &dyn Fn(&TensorEntry) -> DType,
+    formats: &dyn Fn(&TensorEntry) -> WeightFormat,
     logits: bool,
 ) -> Result<HeadProgram, ProgramError> {
     let mut builder = Builder { program: ProgramBuilder::new(), config, formats };
@@ -117,7 +113,7 @@ mod tests {
     #[test]
     fn a_layer_runs_from_states_to_states() {
         let config = Config::shape("270m").unwrap();
-        let built = build_layer_program(&config, 3, 100, &|_| DType::F16).unwrap();
+        let built = build_layer_program(&config, 3, 100, &|_| DType::F16.into()).unwrap();
         let text = built.program.to_string();
         assert!(text.starts_with("residual = embed(states)\nnormed = rms_norm(residual, blk.3.attn_norm.weight)\n"));
         assert!(text.ends_with("\nafter.tap = select_outputs(residual)\n"), "{text}");
@@ -132,9 +128,9 @@ mod tests {
     #[test]
     fn a_head_may_go_without_logits() {
         let config = Config::shape("270m").unwrap();
-        let built = build_head_program(&config, 100, &|_| DType::F16, false).unwrap();
+        let built = build_head_program(&config, 100, &|_| DType::F16.into(), false).unwrap();
         assert_eq!((built.logits, built.program.find("token_embd.weight")), (None, None));
-        let built = build_head_program(&config, 100, &|_| DType::F16, true).unwrap();
+        let built = build_head_program(&config, 100, &|_| DType::F16.into(), true).unwrap();
         assert!(built.program.to_string().ends_with("logits = linear(token_embd.weight, normed.outputs)\n"));
     }
 }

@@ -87,14 +87,14 @@ mod tests {
     #[test]
     fn the_sum_is_the_least_of_all() {
         let items = items(&[1.0, 0.3, 2.5, 0.02]);
-        let cost = |rates: &[Rate]| items.iter().zip(rates).map(|(item, &rate)| item.cost * distortion(rate)).sum::<f64>();
+        let cost =
+            |rates: &[Rate]| items.iter().zip(rates).map(|(item, &rate)| item.cost * distortion(rate)).sum::<f64>();
         let budget = 256 * 10;
         let found = cost(&cheapest(&items, budget));
         let choices = &items[0].rates;
         let mut best = f64::INFINITY;
         for number in 0..choices.len().pow(4) {
-            let rates: Vec<Rate> =
-                (0..4).map(|at| choices[number / choices.len().pow(at) % choices.len()]).collect();
+            let rates: Vec<Rate> = (0..4).map(|at| choices[number / choices.len().pow(at) % choices.len()]).collect();
             if rates.iter().map(|rate| rate.half_bits() as u64 * 128).sum::<u64>() <= budget {
                 best = best.min(cost(&rates));
             }

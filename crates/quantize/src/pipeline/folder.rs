@@ -51,9 +51,12 @@ pub(super) fn write(
     fs::create_dir_all(folder).map_err(PipelineError::io("create", folder))?;
     let checkpoint = plan.source.checkpoint();
     let mut declared = plan.copied.clone();
-    declared.extend(plan.targets.iter().zip(about.rates).flat_map(|(target, &rate)| {
-        declare_trellis(&target.key, rate, target.outputs(), target.inputs())
-    }));
+    declared.extend(
+        plan.targets
+            .iter()
+            .zip(about.rates)
+            .flat_map(|(target, &rate)| declare_trellis(&target.key, rate, target.outputs(), target.inputs())),
+    );
     let mut writer = ShardedWriter::create(folder, &declared, SHARD_BYTES)?;
     for tensor in &plan.copied {
         let data = checkpoint.bytes(&tensor.name)?;

@@ -1,9 +1,9 @@
 //! From an open checkpoint to a folder of small weights, layer by layer.
 //!
-//! Calibration text goes through the model one layer at a time. Each layer is quantized with what it gets there, and the
-//! text goes on through the quantized layer, so that the next ones see its errors. In memory are one layer, its Hessians
-//! and the states of the text. What a layer became is kept on disk ([`workspace`]), so that an interrupted run goes on,
-//! and finds the same.
+//! Calibration text goes through the model one layer at a time. Each layer is quantized with what it gets there, and
+//! the text goes on through the quantized layer, so that the next ones see its errors. In memory are one layer, its
+//! Hessians and the states of the text. What a layer became is kept on disk ([`workspace`]), so that an interrupted run
+//! goes on, and finds the same.
 
 mod allocate;
 mod error;
@@ -332,10 +332,15 @@ impl Layers<'_> {
         let hessians = widths.map(|width| Hessian::new(width.next_multiple_of(128)));
         let hessians = hessians.into_iter().collect::<Result<Vec<_>, _>>();
         let mut hessians = hessians.map_err(PipelineError::quantize(&what))?;
-        self.task.runner().layer(layer, &Replaced::new(), states, Some(&mut |input, rows| {
-            let rows = pad(&rows, widths[input]);
-            hessians[input].add(&rows, options.threads).map_err(PipelineError::quantize(&what))
-        }))?;
+        self.task.runner().layer(
+            layer,
+            &Replaced::new(),
+            states,
+            Some(&mut |input, rows| {
+                let rows = pad(&rows, widths[input]);
+                hessians[input].add(&rows, options.threads).map_err(PipelineError::quantize(&what))
+            }),
+        )?;
         let shared = hessians.into_iter().enumerate().map(|(input, hessian)| {
             let targets = self.plan.of_layer(layer).filter(|(_, target)| target.input == input);
             let tensors = targets.map(|(index, target)| (target.tensor, self.rates[index])).collect();
@@ -387,14 +392,14 @@ fn embed(source: &ModelSource<'_>, sequences: &[Vec<u32>]) -> Result<States, Pip
     let find = source.tensors().iter().find(|tensor| tensor.entry.role == Role::Embedding);
     let tensor = find.expect("every model has an embedding");
     let data = source
-        .open(&tensor.entry.name)
+        .open(&tensor.entry.name, tensor.decoded().into())
         .map_err(|source| PipelineError::Weight { name: tensor.name.clone(), source })?;
     let row_bytes = data.bytes().len() / tensor.entry.rows;
     let scale = config.embedding_scale();
     let mut values = Vec::with_capacity(sequences.iter().map(Vec::len).sum::<usize>() * config.hidden);
     let mut row = vec![0.0; config.hidden];
     for &token in sequences.iter().flatten() {
-        tensor.dtype.codec().decode(&data.bytes()[token as usize * row_bytes..][..row_bytes], &mut row);
+        tensor.decoded().codec().decode(&data.bytes()[token as usize * row_bytes..][..row_bytes], &mut row);
         values.extend(row.iter().map(|value| value * scale));
     }
     Ok(States { lengths: sequences.iter().map(Vec::len).collect(), values: Arc::new(values) })

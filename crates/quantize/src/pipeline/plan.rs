@@ -83,11 +83,11 @@ impl<'a> Plan<'a> {
         let mut copied: Vec<Declared> = Vec::new();
         let keeps_embedding = head.is_some() || layout == Layout::Exllamav3;
         for tensor in tensors.iter().filter(|of| of.entry.role.is_norm()) {
-            copied.push(declare(&tensor.name, tensor.dtype, tensor.entry.shape())?);
+            copied.push(declare(&tensor.name, tensor.decoded(), tensor.entry.shape())?);
         }
         let before = copied.len();
         if keeps_embedding {
-            copied.push(declare(&embedding.name, embedding.dtype, embedding.entry.shape())?);
+            copied.push(declare(&embedding.name, embedding.decoded(), embedding.entry.shape())?);
         }
         for info in checkpoint.tensors().iter().filter(|info| is_vision(&info.name)) {
             copied.push(declare(&info.name, info.dtype, info.shape.clone())?);

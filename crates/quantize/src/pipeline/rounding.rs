@@ -12,12 +12,8 @@ use super::{Observer, Options, PipelineError, Stage};
 use crate::{Encoder, Factor, Hessian, Job, Settings, Weight, input_scales, parallel};
 
 /// The matrices of a layer that multiply the same activations, in the order of [`model::LayerProgram::inputs`].
-pub(super) const INPUTS: [&[Role]; 4] = [
-    &[Role::Query, Role::Key, Role::Value],
-    &[Role::AttentionOutput],
-    &[Role::Gate, Role::Up],
-    &[Role::Down],
-];
+pub(super) const INPUTS: [&[Role]; 4] =
+    [&[Role::Query, Role::Key, Role::Value], &[Role::AttentionOutput], &[Role::Gate, Role::Up], &[Role::Down]];
 
 /// A weight in f32, padded with zeros to multiples of 128, `[outputs, inputs]`.
 pub(super) struct Padded {
@@ -30,10 +26,10 @@ impl Padded {
     /// Reads a weight.
     pub(super) fn read(source: &ModelSource<'_>, tensor: &SourceTensor) -> Result<Padded, PipelineError> {
         let failed = |source| PipelineError::Weight { name: tensor.name.clone(), source };
-        let data = source.open(&tensor.entry.name).map_err(failed)?;
+        let data = source.open(&tensor.entry.name, tensor.decoded().into()).map_err(failed)?;
         let (rows, columns) = (tensor.entry.rows, tensor.entry.columns);
         let mut values = vec![0.0; rows * columns];
-        tensor.dtype.codec().decode(data.bytes(), &mut values);
+        tensor.decoded().codec().decode(data.bytes(), &mut values);
         data.release(0..data.bytes().len());
         let (outputs, inputs) = (rows.next_multiple_of(BLOCK), columns.next_multiple_of(BLOCK));
         if inputs != columns {

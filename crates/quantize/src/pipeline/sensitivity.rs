@@ -1,9 +1,9 @@
 //! What the errors of each weight cost: the rise of the KL divergence of the model's predictions.
 //!
 //! Nothing is rounded for it: each weight in turn gets random errors of the size and the correlations that rounding
-//! leaves ([`noise()`]). A few sequences go through the model once as it is; whenever they pass a weight, a copy goes on
-//! with the error, and in the end all copies are compared. So one layer at a time is in memory, and the time is that of
-//! half the layers for each weight.
+//! leaves ([`noise()`]). A few sequences go through the model once as it is; whenever they pass a weight, a copy goes
+//! on with the error, and in the end all copies are compared. So one layer at a time is in memory, and the time is that
+//! of half the layers for each weight.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -78,7 +78,8 @@ fn spread(sequences: &[Vec<u32>], count: usize) -> Vec<Vec<u32>> {
     let cut = |sequence: &Vec<u32>| sequence[..sequence.len().min(SEQUENCE)].to_vec();
     // Those that are compared come from all over too.
     let each = (wanted / count).max(1);
-    let (first, rest): (Vec<usize>, Vec<usize>) = (0..wanted).partition(|&index| index % each == 0 && index / each < count);
+    let (first, rest): (Vec<usize>, Vec<usize>) =
+        (0..wanted).partition(|&index| index % each == 0 && index / each < count);
     first.into_iter().chain(rest).map(|index| cut(at(index))).collect()
 }
 
@@ -133,9 +134,9 @@ impl Probe<'_> {
             let errors = noise(&weight, &factor, self.distortion(*index), seed, options.threads).map_err(failed())?;
             let (rows, columns) = (target.tensor.entry.rows, target.tensor.entry.columns);
             let both = weight.values().chunks_exact(target.inputs()).zip(errors.chunks_exact(target.inputs()));
-            let sums = both.take(rows).flat_map(|(row, errors)| {
-                row[..columns].iter().zip(errors).map(|(weight, error)| weight + error)
-            });
+            let sums = both
+                .take(rows)
+                .flat_map(|(row, errors)| row[..columns].iter().zip(errors).map(|(weight, error)| weight + error));
             changed.push(sums.collect());
         }
         Ok(changed)
@@ -157,10 +158,15 @@ impl Probe<'_> {
         let mut hessians = hessians.map_err(PipelineError::quantize(&what))?;
         let (runner, none) = (self.runner, Replaced::new());
         let before = self.slice(&self.base.values[..self.probes]);
-        self.base = runner.layer(layer, &none, &self.base, Some(&mut |input, rows| {
-            let rows = pad(&rows, widths[input]);
-            hessians[input].add(&rows, self.options.threads).map_err(PipelineError::quantize(&what))
-        }))?;
+        self.base = runner.layer(
+            layer,
+            &none,
+            &self.base,
+            Some(&mut |input, rows| {
+                let rows = pad(&rows, widths[input]);
+                hessians[input].add(&rows, self.options.threads).map_err(PipelineError::quantize(&what))
+            }),
+        )?;
         if !self.copies.is_empty() {
             let lengths = self.copies.iter().flat_map(|_| &self.lengths).copied().collect();
             let values = self.copies.iter().flat_map(|(_, values)| values).copied().collect();
@@ -169,7 +175,7 @@ impl Probe<'_> {
             copies.for_each(|((_, copy), after)| copy.copy_from_slice(after));
         }
         let is_last = layer + 1 == config.layers.len();
-        let keeps = self.options.allocation == Allocation::Measured || layer % LAYERS_EACH == 0 || is_last;
+        let keeps = self.options.allocation == Allocation::Measured || layer.is_multiple_of(LAYERS_EACH) || is_last;
         for (input, hessian) in hessians.iter().enumerate() {
             let targets: Vec<_> = self.plan.of_layer(layer).filter(|(_, target)| target.input == input).collect();
             for ((index, target), weights) in targets.iter().zip(self.with_errors(&targets, hessian)?) {
@@ -231,26 +237,29 @@ impl Probe<'_> {
         let layers = self.plan.source.config().layers.len();
         let factors: Vec<(usize, f64)> = (0..layers)
             .filter_map(|layer| {
-                let both = self.plan.of_layer(layer).filter_map(|(index, _)| Some((found[index]?, self.relative[index])));
+                let both =
+                    self.plan.of_layer(layer).filter_map(|(index, _)| Some((found[index]?, self.relative[index])));
                 let (divergence, relative) = both.fold((0.0, 0.0), |(a, b), (c, d)| (a + c, b + d));
                 (relative > 0.0).then(|| (layer, divergence / relative))
             })
             .collect();
         let targets = self.plan.targets.iter().enumerate();
         targets
-            .map(|(index, target)| found[index].unwrap_or_else(|| {
-                let before = factors.iter().rev().find(|(layer, _)| *layer <= target.layer);
-                let after = factors.iter().find(|(layer, _)| *layer >= target.layer);
-                let factor = match (before, after) {
-                    (Some(&(a, from)), Some(&(b, to))) if a < b => {
-                        let share = (target.layer - a) as f64 / (b - a) as f64;
-                        from + (to - from) * share
-                    }
-                    (Some(&(_, factor)), _) | (None, Some(&(_, factor))) => factor,
-                    (None, None) => 1.0,
-                };
-                self.relative[index] * factor
-            }))
+            .map(|(index, target)| {
+                found[index].unwrap_or_else(|| {
+                    let before = factors.iter().rev().find(|(layer, _)| *layer <= target.layer);
+                    let after = factors.iter().find(|(layer, _)| *layer >= target.layer);
+                    let factor = match (before, after) {
+                        (Some(&(a, from)), Some(&(b, to))) if a < b => {
+                            let share = (target.layer - a) as f64 / (b - a) as f64;
+                            from + (to - from) * share
+                        }
+                        (Some(&(_, factor)), _) | (None, Some(&(_, factor))) => factor,
+                        (None, None) => 1.0,
+                    };
+                    self.relative[index] * factor
+                })
+            })
             .collect()
     }
 }

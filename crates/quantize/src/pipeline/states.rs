@@ -7,7 +7,7 @@ use engine::ModelSource;
 use model::{STATES, TensorEntry, build_head_program, build_layer_program};
 use tensor::{
     Backend, Batch, BufferId, DType, LoadOptions, Loaded, Precision, Program, Segment, WeightBytes, WeightError,
-    WeightSource,
+    WeightFormat, WeightSource,
 };
 
 use super::{Observer, PipelineError};
@@ -58,16 +58,19 @@ struct Weights<'a> {
 }
 
 impl WeightSource for Weights<'_> {
-    fn open(&self, name: &str) -> Result<Arc<dyn WeightBytes>, WeightError> {
+    fn open(&self, name: &str, format: WeightFormat) -> Result<Arc<dyn WeightBytes>, WeightError> {
         if name == STATES {
             return Ok(Arc::new(StateBytes(self.states.clone())));
         }
         match self.replaced.get(name) {
             Some((_, bytes)) => Ok(Arc::new(Bytes(bytes.clone()))),
-            None => self.source.open(name),
+            None => self.source.open(name, format),
         }
     }
 }
+
+/// Gets the number of an input and its rows.
+type Inputs<'a> = dyn FnMut(usize, Vec<f32>) -> Result<(), PipelineError> + 'a;
 
 /// What a pass gave: rows of some buffers.
 type Take<'a> = dyn FnMut(&mut Rows<'_>) -> Result<(), PipelineError> + 'a;
@@ -97,7 +100,7 @@ impl Runner<'_> {
         layer: usize,
         replaced: &Replaced,
         states: &States,
-        mut inputs: Option<&mut dyn FnMut(usize, Vec<f32>) -> Result<(), PipelineError>>,
+        mut inputs: Option<&mut Inputs<'_>>,
     ) -> Result<States, PipelineError> {
         let config = self.source.config();
         let count = states.count();
@@ -135,10 +138,10 @@ impl Runner<'_> {
         })
     }
 
-    fn format(&self, replaced: &Replaced, entry: &TensorEntry) -> DType {
+    fn format(&self, replaced: &Replaced, entry: &TensorEntry) -> WeightFormat {
         let own = || self.source.tensors().iter().find(|tensor| tensor.entry.name == entry.name);
         let replaced = replaced.get(&entry.name).map(|(dtype, _)| *dtype);
-        replaced.unwrap_or_else(|| own().expect("a tensor of the model").dtype)
+        replaced.unwrap_or_else(|| own().expect("a tensor of the model").decoded()).into()
     }
 
     fn run(

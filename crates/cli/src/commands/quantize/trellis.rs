@@ -32,13 +32,7 @@ pub(super) fn run(args: &QuantizeArgs, budget: Budget) -> Result<()> {
     let device = device(args.trellis.device)?;
     let options = options(args, budget);
     let watch = Watch::default();
-    let task = Task {
-        source: &source,
-        backend: &*device,
-        sequences: &sequences,
-        options: &options,
-        observer: &watch,
-    };
+    let task = Task { source: &source, backend: &*device, sequences: &sequences, options: &options, observer: &watch };
     let Some(target) = args.output.as_deref().filter(|_| !args.trellis.estimate) else {
         return super::estimate::run(args, &task);
     };
@@ -66,10 +60,8 @@ pub(super) fn run(args: &QuantizeArgs, budget: Budget) -> Result<()> {
 }
 
 fn weights(report: &Report) -> Vec<serde_json::Value> {
-    let one = |weight: &quantize::pipeline::WeightReport| {
-        json!({ "name": weight.name, "bits": weight.rate.bits(), "cost": weight.cost })
-    };
-    report.weights.iter().map(one).collect()
+    let weights = report.weights.iter();
+    weights.map(|one| json!({ "name": one.name, "bits": one.rate.bits(), "cost": one.cost })).collect()
 }
 
 fn options(args: &QuantizeArgs, budget: Budget) -> Options {
