@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tensor::{BackendError, BufferId, BufferKind, DType, LoadOptions, MemoryUse, Op, Program, Rows};
+use tensor::{BackendError, BufferId, BufferKind, DType, LoadOptions, MemoryUse, Op, Program, Rows, WeightFormat};
 
 use crate::context::Context;
 use crate::decode::results_bytes;
@@ -12,7 +12,8 @@ use crate::kernel::attention::{Decode, Scratch};
 use crate::kernel::matmul::{Path, path, slices_bytes};
 use crate::kernel::rope::RopeTables;
 use crate::kernel::sample::{Sampler, Settings, occurred_words};
-use crate::layout::{Weight, blocks};
+use crate::kernel::trellis::{TrellisMemory, TrellisScratch};
+use crate::layout::Weight;
 use crate::loaded::{DOWNLOAD_BYTES, check};
 use crate::memory::{Arena, Place, Slice};
 use crate::place::Buffers;
@@ -112,6 +113,8 @@ pub(crate) struct BatchMemory {
     pub(crate) sink: Slice,
     /// For products of matrices in slices.
     pub(crate) slices: Slice,
+    /// For products with trellis weights.
+    pub(crate) trellis: TrellisScratch,
 }
 
 impl BatchMemory {
@@ -128,6 +131,8 @@ impl BatchMemory {
             arrivals: buffers.extra(4 * widest(program).div_ceil(32))?,
             sink: buffers.extra(4)?,
             slices: buffers.extra(slices_max(context, program, options))?,
+            trellis: TrellisMemory::new(context.features(), program, options)
+                .place(|bytes| Ok(buffers.extra(bytes)?.address))?,
         })
     }
 
@@ -149,6 +154,7 @@ impl BatchMemory {
             tiles: self.tiles.address,
             arrivals: self.arrivals.address,
             slices: self.slices.address,
+            trellis: self.trellis,
         }
     }
 }
@@ -227,9 +233,10 @@ fn slices_max(context: &Context, program: &Program, options: &LoadOptions) -> us
         return 0;
     }
     let weights = program.buffers().iter().filter_map(|buffer| match buffer.kind {
-        BufferKind::Weight { format, rows, columns } => {
-            Some(Weight { address: 0, dtype: blocks(format), rows, columns })
+        BufferKind::Weight { format: WeightFormat::Blocks(dtype), rows, columns } => {
+            Some(Weight { address: 0, dtype, rows, columns })
         }
+        BufferKind::Weight { format: WeightFormat::Trellis(_), .. } => None,
         BufferKind::Scratch { .. } | BufferKind::Cache { .. } => None,
     });
     weights.map(|weight| slices_bytes(&weight)).max().unwrap_or(0)

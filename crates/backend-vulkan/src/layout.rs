@@ -1,6 +1,6 @@
 //! How weights lie on the device: rows of planes (`shaders/weights.glsl`), with the bits of the file.
 
-use tensor::{DType, WeightFormat};
+use tensor::DType;
 
 use crate::dispatch::{Dispatch, Push};
 use crate::features::Features;
@@ -17,14 +17,6 @@ pub(crate) struct Weight {
     pub(crate) rows: usize,
     /// Inputs.
     pub(crate) columns: usize,
-}
-
-/// The block format of a weight.
-///
-/// # Panics
-/// If it is a trellis, which [`Backend::load`](tensor::Backend::load) refuses.
-pub(crate) fn blocks(format: WeightFormat) -> DType {
-    format.blocks().expect("trellises are refused before")
 }
 
 impl Weight {

@@ -39,10 +39,7 @@ pub use lab::{ffn::measure as measure_ffn, upload::measure as measure_upload};
 
 use std::sync::Arc;
 
-use tensor::{
-    Backend, BackendError, Buffer, BufferKind, Capabilities, DType, LoadOptions, Loaded, MemoryUse, Program,
-    WeightFormat, WeightSource,
-};
+use tensor::{Backend, BackendError, Capabilities, DType, LoadOptions, Loaded, MemoryUse, Program, WeightSource};
 
 use context::Context;
 #[cfg(any(test, debug_assertions))]
@@ -110,7 +107,7 @@ impl Backend for VulkanBackend {
         Capabilities {
             description: format!("{} ({})", features.name, features.driver),
             weight_dtypes: DType::ALL.to_vec(),
-            trellis: false,
+            trellis: true,
             cache_dtypes: loaded::CACHE_DTYPES.to_vec(),
             memory_bytes: memory::available(&self.context),
             decodes: true,
@@ -127,14 +124,6 @@ impl Backend for VulkanBackend {
         weights: &dyn WeightSource,
         options: &LoadOptions,
     ) -> Result<Box<dyn Loaded>, BackendError> {
-        if let Some(buffer) = program.buffers().iter().find(|buffer| is_trellis(buffer)) {
-            let (device, problem) = (self.context.features().name.clone(), format!("`{}` is a trellis", buffer.name));
-            return Err(BackendError::Unsupported { device, problem });
-        }
         Ok(Box::new(loaded::VulkanLoaded::load(&self.context, &self.pipelines, program, weights, options)?))
     }
-}
-
-fn is_trellis(buffer: &Buffer) -> bool {
-    matches!(buffer.kind, BufferKind::Weight { format: WeightFormat::Trellis(_), .. })
 }

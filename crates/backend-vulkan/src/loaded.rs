@@ -414,10 +414,18 @@ fn upload_weights(
     let mut uploader = Uploader::new(context)?;
     for (index, buffer) in program.buffers().iter().enumerate() {
         let BufferKind::Weight { format, .. } = buffer.kind else { continue };
-        let Placed::Weight(weight, slice) = buffers.get(BufferId(index as u32)) else { continue };
         let failed = |source| BackendError::Weight { name: buffer.name.clone(), source };
-        let bytes = weights.open(&buffer.name, format).map_err(failed)?;
-        uploader.upload(pipelines, &weight, slice, &*bytes)?;
+        let open = || weights.open(&buffer.name, format).map_err(failed);
+        match buffers.get(BufferId(index as u32)) {
+            Placed::Weight(weight, slice) => uploader.upload(pipelines, &weight, slice, &*open()?)?,
+            Placed::Trellis(weight, slice) => {
+                let bytes = open()?;
+                // Says what is wrong with them.
+                weight.format.linear(weight.rows, weight.columns, &*bytes).map_err(failed)?;
+                uploader.upload_trellis(pipelines, &weight, slice, &*bytes)?;
+            }
+            Placed::Scratch { .. } | Placed::Cache(..) => {}
+        }
     }
     uploader.finish()
 }

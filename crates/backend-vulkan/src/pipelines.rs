@@ -17,6 +17,7 @@ use crate::kernel::View;
 use crate::kernel::attention::Scratch;
 use crate::kernel::rope::RopeAddresses;
 use crate::kernel::sample::{Rows, SamplePlan, Sampler};
+use crate::kernel::trellis::TrellisScratch;
 use crate::layout::{repack, unit_len};
 use crate::loaded::CACHE_DTYPES;
 use crate::memory::{Arena, Place};
@@ -153,7 +154,14 @@ fn dispatches(context: &Arc<Context>, program: &Program, logits: BufferId, optio
         options: options.clone(),
         buffers: Buffers::new(arena, program, options, &plans).expect("addresses are there without end"),
         ropes: ropes(program),
-        batch: BatchAddresses { tokens: 0, outputs: 0, tiles: 0, arrivals: 0, slices: 0 },
+        batch: BatchAddresses {
+            tokens: 0,
+            outputs: 0,
+            tiles: 0,
+            arrivals: 0,
+            slices: 0,
+            trellis: TrellisScratch::default(),
+        },
         scratch: Scratch { counters: 0, partial: 0 },
         sink: 0,
         plans,

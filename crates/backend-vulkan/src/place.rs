@@ -3,13 +3,16 @@
 use std::collections::{HashMap, HashSet};
 
 use tensor::backend::cache_positions;
-use tensor::{BackendError, BufferId, BufferKind, DType, LoadOptions, MemoryUse, Program, Rows};
+use tensor::{
+    BackendError, BufferId, BufferKind, DType, LoadOptions, MemoryUse, Program, Rows, TrellisFormat, WeightFormat,
+};
 
 use crate::kernel::cache_write::CacheShape;
 use crate::kernel::matvec::COLUMNS_MAX;
 use crate::kernel::to_half::Halves;
+use crate::kernel::trellis::TrellisWeight;
 use crate::kernel::{Arrangement, Quantized, View, pitch};
-use crate::layout::{Weight, blocks};
+use crate::layout::Weight;
 use crate::memory::{Arena, Slice};
 use crate::plan::{Form, Forms, Setting, Step};
 
@@ -18,6 +21,8 @@ use crate::plan::{Form, Forms, Setting, Step};
 pub(crate) enum Placed {
     /// A constant.
     Weight(Weight, Slice),
+    /// A constant in tiles.
+    Trellis(TrellisWeight, Slice),
     /// Activations, and where their other forms go, if there are any.
     Scratch { view: View, slice: Slice, quants: Option<Quantized>, halfs: Option<Halves> },
     /// Keys or values of one layer, and their address.
@@ -48,7 +53,12 @@ impl Buffers {
             let has =
                 |form: Form| forms.iter().any(|(other, found)| *other == BufferId(index as u32) && found.is_like(form));
             let placed = match buffer.kind {
-                BufferKind::Weight { format, rows, columns } => buffers.weight(blocks(format), rows, columns)?,
+                BufferKind::Weight { format: WeightFormat::Blocks(dtype), rows, columns } => {
+                    buffers.weight(dtype, rows, columns)?
+                }
+                BufferKind::Weight { format: WeightFormat::Trellis(format), rows, columns } => {
+                    buffers.trellis(format, rows, columns)?
+                }
                 BufferKind::Scratch { rows, width } => {
                     let count = match rows {
                         Rows::Tokens => options.tokens_max,
@@ -72,6 +82,14 @@ impl Buffers {
         weight.address = slice.address;
         self.used.weights += slice.size;
         Ok(Placed::Weight(weight, slice))
+    }
+
+    fn trellis(&mut self, format: TrellisFormat, rows: usize, columns: usize) -> Result<Placed, BackendError> {
+        let mut weight = TrellisWeight { address: 0, format, rows, columns };
+        let slice = self.arena.allocate(weight.bytes() as u64, "the weights")?;
+        weight.address = slice.address;
+        self.used.weights += slice.size;
+        Ok(Placed::Trellis(weight, slice))
     }
 
     fn scratch(&mut self, count: usize, width: usize, quants: bool, halfs: bool) -> Result<Placed, BackendError> {
@@ -124,7 +142,18 @@ impl Buffers {
     pub(crate) fn weight_of(&self, id: BufferId) -> Weight {
         match self.get(id) {
             Placed::Weight(weight, _) => weight,
-            Placed::Scratch { .. } | Placed::Cache(..) => unreachable!("programs are checked"),
+            Placed::Trellis(..) | Placed::Scratch { .. } | Placed::Cache(..) => unreachable!("programs are checked"),
+        }
+    }
+
+    /// A weight of tiles.
+    ///
+    /// # Panics
+    /// As [`Buffers::weight_of`].
+    pub(crate) fn trellis_of(&self, id: BufferId) -> TrellisWeight {
+        match self.get(id) {
+            Placed::Trellis(weight, _) => weight,
+            Placed::Weight(..) | Placed::Scratch { .. } | Placed::Cache(..) => unreachable!("programs are checked"),
         }
     }
 
@@ -135,7 +164,7 @@ impl Buffers {
     pub(crate) fn view(&self, id: BufferId) -> View {
         match self.get(id) {
             Placed::Scratch { view, .. } => view,
-            Placed::Weight(..) | Placed::Cache(..) => unreachable!("programs are checked"),
+            Placed::Weight(..) | Placed::Trellis(..) | Placed::Cache(..) => unreachable!("programs are checked"),
         }
     }
 
@@ -168,7 +197,7 @@ impl Buffers {
     pub(crate) fn cache_of(&self, id: BufferId) -> (CacheShape, u64) {
         match self.get(id) {
             Placed::Cache(shape, address) => (shape, address),
-            Placed::Weight(..) | Placed::Scratch { .. } => unreachable!("programs are checked"),
+            Placed::Weight(..) | Placed::Trellis(..) | Placed::Scratch { .. } => unreachable!("programs are checked"),
         }
     }
 
@@ -198,7 +227,7 @@ fn other_forms(step: &Step) -> Vec<(BufferId, Form)> {
     let written = |buffer: BufferId, forms: &Forms| forms.quants.map(|arrangement| (buffer, Form::Quants(arrangement)));
     let read = |buffer: BufferId, form: Form| (form != Form::Floats).then_some((buffer, form));
     match step {
-        Step::Plain(_) | Step::HeadPrepare { .. } => vec![],
+        Step::Plain(_) | Step::Trellis { .. } | Step::HeadPrepare { .. } => vec![],
         Step::Norm { output, forms, .. } => output.iter().filter_map(|(_, output)| written(*output, forms)).collect(),
         Step::Convert { input, form } | Step::Linear { input, form, .. } => read(*input, *form).into_iter().collect(),
         Step::GateUp { input, form, output, forms, .. } => {

@@ -4,11 +4,10 @@
 //! Fusing leaves out buffers: a gate that only the product with up reads is never written. That is allowed where no
 //! later op reads the buffer before it is written anew, and the contract lets nobody else read it.
 
-use tensor::{BufferId, BufferKind, DType, Op, Precision, Program, Rows, Scalar};
+use tensor::{BufferId, BufferKind, DType, Op, Precision, Program, Rows, Scalar, TrellisFormat, WeightFormat};
 
 use crate::kernel::matmul::PRODUCTS_MAX;
 use crate::kernel::{Arrangement, HalfOrder, PADDING};
-use crate::layout::blocks;
 
 /// How products get their activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -104,6 +103,8 @@ pub(crate) enum Step {
     Convert { input: BufferId, form: Form },
     /// Products of one input with weights of one format.
     Linear { parts: Vec<(BufferId, BufferId)>, input: BufferId, form: Form },
+    /// Products of one input with trellis weights that have the same scales of their inputs, from f32 rows.
+    Trellis { parts: Vec<(BufferId, BufferId)>, input: BufferId },
     /// `output = gelu(input · gate) · (input · up)`.
     GateUp { gate: BufferId, up: BufferId, input: BufferId, output: BufferId, form: Form, forms: Forms },
     /// Norm and rope of queries and keys, and the cache's new rows.
@@ -155,6 +156,7 @@ impl Planner<'_> {
                 .head_prepare(at)
                 .or_else(|| self.norm_add(at))
                 .or_else(|| self.norm(at))
+                .or_else(|| self.trellis(at))
                 .or_else(|| self.gate_up(at))
                 .or_else(|| self.linear(at));
             let (step, taken) = fused.unwrap_or_else(|| match &ops[at] {
@@ -198,10 +200,20 @@ impl Planner<'_> {
         }
     }
 
-    fn weight(&self, buffer: BufferId) -> (DType, usize, usize) {
+    /// Format, rows and columns of a weight of blocks; `None` if it is a trellis.
+    fn weight(&self, buffer: BufferId) -> Option<(DType, usize, usize)> {
         match self.program.buffer(buffer).kind {
-            BufferKind::Weight { format, rows, columns } => (blocks(format), rows, columns),
+            BufferKind::Weight { format: WeightFormat::Blocks(dtype), rows, columns } => Some((dtype, rows, columns)),
+            BufferKind::Weight { format: WeightFormat::Trellis(_), .. } => None,
             _ => unreachable!("the builder of programs checks that it is a weight"),
+        }
+    }
+
+    /// The format of a trellis weight.
+    fn trellis_format(&self, buffer: BufferId) -> Option<TrellisFormat> {
+        match self.program.buffer(buffer).kind {
+            BufferKind::Weight { format: WeightFormat::Trellis(format), .. } => Some(format),
+            _ => None,
         }
     }
 
@@ -256,7 +268,7 @@ impl Planner<'_> {
         };
         let gone = |buffer| buffer == output || self.is_gone(at + 3, buffer);
         let fits = input == same && (gated, upped) == (first, second) && self.weight(gate) == self.weight(up);
-        let (dtype, ..) = self.weight(gate);
+        let (dtype, ..) = self.weight(gate)?;
         if !fits || first == second || output == input || !gone(first) || !gone(second) {
             return None;
         }
@@ -270,13 +282,13 @@ impl Planner<'_> {
     fn linear(&self, at: usize) -> Option<(Step, usize)> {
         let ops = &self.program.ops()[at..];
         let Op::Linear { weight, input, .. } = ops[0] else { return None };
-        let (dtype, _, columns) = self.weight(weight);
+        let (dtype, _, columns) = self.weight(weight)?;
         let form = self.setting.form(self.rows(input), dtype);
         let parts: Vec<(BufferId, BufferId)> = ops
             .iter()
             .map_while(|op| match *op {
                 Op::Linear { weight, input: same, output } => {
-                    let (format, _, width) = self.weight(weight);
+                    let (format, _, width) = self.weight(weight)?;
                     (same == input && (format, width) == (dtype, columns)).then_some((weight, output))
                 }
                 _ => None,
@@ -285,6 +297,23 @@ impl Planner<'_> {
             .collect();
         let taken = parts.len();
         Some((Step::Linear { parts, input, form }, taken))
+    }
+
+    /// Products with trellis weights, as many as share their rotated input.
+    fn trellis(&self, at: usize) -> Option<(Step, usize)> {
+        let ops = &self.program.ops()[at..];
+        let Op::Linear { weight, input, .. } = ops[0] else { return None };
+        let rotation = self.trellis_format(weight)?.rotation;
+        let part = |op: &Op| match *op {
+            Op::Linear { weight, input: same, output } if same == input => {
+                let format = self.trellis_format(weight)?;
+                (format.rotation == rotation).then_some((weight, output))
+            }
+            _ => None,
+        };
+        let parts: Vec<(BufferId, BufferId)> = ops.iter().map_while(part).collect();
+        let taken = parts.len();
+        Some((Step::Trellis { parts, input }, taken))
     }
 
     fn head_prepare(&self, at: usize) -> Option<(Step, usize)> {
@@ -395,6 +424,7 @@ impl Planner<'_> {
             | Step::Plain(_)
             | Step::Convert { .. }
             | Step::Linear { .. }
+            | Step::Trellis { .. }
             | Step::HeadPrepare { .. } => false,
         }
     }
@@ -407,7 +437,7 @@ impl Planner<'_> {
             Step::Norm { add, residual, .. } => {
                 add.iter().map(|(update, _)| *update).chain([*residual]).map(floats).collect()
             }
-            Step::Convert { input, .. } => vec![floats(*input)],
+            Step::Convert { input, .. } | Step::Trellis { input, .. } => vec![floats(*input)],
             Step::Linear { input, form, .. } | Step::GateUp { input, form, .. } => vec![(*input, *form)],
             Step::HeadPrepare { query, key, value, .. } => [query.0, key.0, *value].into_iter().map(floats).collect(),
             Step::Attention { op, .. } => op.reads().into_iter().map(floats).collect(),
@@ -422,9 +452,12 @@ fn forms_of(step: &mut Step, buffer: BufferId) -> Option<&mut Forms> {
             (*output == buffer).then_some(forms)
         }
         Step::Attention { forms, .. } => Some(forms),
-        Step::Norm { .. } | Step::Plain(_) | Step::Convert { .. } | Step::Linear { .. } | Step::HeadPrepare { .. } => {
-            None
-        }
+        Step::Norm { .. }
+        | Step::Plain(_)
+        | Step::Convert { .. }
+        | Step::Linear { .. }
+        | Step::Trellis { .. }
+        | Step::HeadPrepare { .. } => None,
     }
 }
 
@@ -436,7 +469,7 @@ fn outputs(step: &Step) -> Vec<BufferId> {
             add.iter().map(|_| *residual).chain(output.iter().map(|(_, output)| *output)).collect()
         }
         Step::Convert { .. } => vec![],
-        Step::Linear { parts, .. } => parts.iter().map(|(_, output)| *output).collect(),
+        Step::Linear { parts, .. } | Step::Trellis { parts, .. } => parts.iter().map(|(_, output)| *output).collect(),
         Step::GateUp { output, .. } => vec![*output],
         Step::HeadPrepare { query, .. } => vec![query.0],
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use tensor::{BufferId, DType, Op, Program, Rows};
+use tensor::{BufferId, DType, Op, Precision, Program, Rows};
 
 use crate::dispatch::Dispatch;
 use crate::features::Features;
@@ -13,9 +13,10 @@ use crate::kernel::matmul::{matmul, matmul_matrix, slices, tile};
 use crate::kernel::matvec::{COLUMNS_MAX, Gated, Input, gate_up, gated_tiling, matvec, shared_tiling, tiling};
 use crate::kernel::norm::{Output, Scale, norm};
 use crate::kernel::rope::{RopeAddresses, rope};
+use crate::kernel::trellis::{self, Arithmetic, TrellisScratch, TrellisWeight};
 use crate::kernel::{View, add, embed, gelu_mul, quantize, rms_norm, select_outputs, to_half};
 use crate::layout::Weight;
-use crate::place::Buffers;
+use crate::place::{Buffers, Placed};
 use crate::plan::{Form, Forms, Norm, Rope, Step};
 
 /// Addresses of what changes from pass to pass.
@@ -31,6 +32,8 @@ pub(crate) struct BatchAddresses {
     pub(crate) arrivals: u64,
     /// For products of matrices in slices.
     pub(crate) slices: u64,
+    /// For products with trellis weights.
+    pub(crate) trellis: TrellisScratch,
 }
 
 /// How much there is in a batch; a recording is made for it.
@@ -51,7 +54,9 @@ pub(crate) struct Recorder<'a> {
     pub(crate) buffers: &'a Buffers,
     pub(crate) ropes: &'a HashMap<Rope, RopeAddresses>,
     pub(crate) batch: BatchAddresses,
-    /// Whether attention over many tokens may use f16 matrices.
+    /// As the caller asked.
+    pub(crate) precision: Precision,
+    /// Whether products and attention over many tokens may use f16 matrices.
     pub(crate) matrices: bool,
     /// For attention over single tokens.
     pub(crate) scratch: Scratch,
@@ -117,6 +122,7 @@ impl Recorder<'_> {
             }
             Step::Convert { input, form } => self.convert(*input, *form),
             Step::Linear { parts, input, form } => self.linear(parts, *input, *form),
+            Step::Trellis { parts, input } => self.trellis(parts, *input),
             Step::GateUp { gate, up, input, output, form, forms } => {
                 self.gate_up([*gate, *up], *input, *output, *form, *forms)
             }
@@ -155,14 +161,7 @@ impl Recorder<'_> {
             return vec![];
         }
         let dispatch = match *op {
-            Op::Embed { table, scale, output } => embed::embed(
-                features,
-                &buffers.weight_of(table),
-                scale.0,
-                buffers.view(output),
-                self.batch.tokens,
-                rows,
-            ),
+            Op::Embed { table, scale, output } => self.embed(table, scale.0, output, rows),
             Op::RmsNorm { input, weight, epsilon, output } => {
                 let weight = buffers.weight_of(weight);
                 let (input, output) = (buffers.view(input), buffers.view(output));
@@ -187,6 +186,14 @@ impl Recorder<'_> {
             Op::Linear { .. } | Op::Attention { .. } => unreachable!("they have steps of their own"),
         };
         vec![dispatch]
+    }
+
+    fn embed(&self, table: BufferId, scale: f32, output: BufferId, rows: usize) -> Dispatch {
+        let (output, tokens) = (self.buffers.view(output), self.batch.tokens);
+        match self.buffers.get(table) {
+            Placed::Trellis(table, _) => trellis::embed(self.features, &table, scale, output, tokens, rows),
+            _ => embed::embed(self.features, &self.buffers.weight_of(table), scale, output, tokens, rows),
+        }
     }
 
     fn convert(&self, input: BufferId, form: Form) -> Vec<Dispatch> {
@@ -234,6 +241,19 @@ impl Recorder<'_> {
                 vec![matvec(self.features, &parts, self.input(input, form), rows, tiling)]
             }
         }
+    }
+
+    fn trellis(&self, parts: &[(BufferId, BufferId)], input: BufferId) -> Vec<Dispatch> {
+        let rows = self.rows(input);
+        if rows == 0 {
+            return vec![];
+        }
+        let parts: Vec<(TrellisWeight, View)> = parts
+            .iter()
+            .map(|&(weight, output)| (self.buffers.trellis_of(weight), self.buffers.view(output)))
+            .collect();
+        let arithmetic = Arithmetic { precision: self.precision, matrices: self.matrices };
+        trellis::linear(self.features, &parts, self.buffers.view(input), rows, arithmetic, &self.batch.trellis)
     }
 
     fn gate_up(

@@ -41,6 +41,7 @@ impl Scene {
             buffers: &self.buffers,
             ropes: &self.ropes,
             batch: self.batch,
+            precision: self.options.precision,
             matrices: setting.matrices,
             scratch: self.scratch,
             context: self.options.context_max,

@@ -12,7 +12,9 @@ use tensor::{BackendError, WeightBytes};
 
 use crate::commands::{self, Commands, barrier, record_dispatches};
 use crate::context::Context;
-use crate::features::DeviceKind;
+use crate::dispatch::Dispatch;
+use crate::features::{DeviceKind, Features};
+use crate::kernel::trellis::{self, TrellisWeight};
 use crate::layout::{Weight, is_plain, repack};
 use crate::memory::{Arena, Place, Slice};
 use crate::pipeline::Pipelines;
@@ -107,20 +109,54 @@ impl Uploader {
             let rows = most.min(weight.rows - first);
             let range = first * row..(first + rows) * row;
             let part = target.part((first * weight.row_bytes()) as u64, (rows * weight.row_bytes()) as u64);
-            self.chunk(pipelines, weight, rows, &source[range.clone()], part, plain)?;
+            let dispatch = (!plain).then_some(|features: &Features, source| {
+                repack(features, source, part.address, weight.dtype, rows, weight.columns)
+            });
+            self.chunk(pipelines, &source[range.clone()], part, dispatch)?;
             bytes.release(range);
         }
         Ok(())
     }
 
+    /// Copies a weight of tiles with its scales, as [`Uploader::upload`] does.
+    ///
+    /// # Errors
+    /// A device that fails.
+    ///
+    /// # Panics
+    /// If there are no scales, or the bytes are not those of the weight's format and shape.
+    pub(crate) fn upload_trellis(
+        &mut self,
+        pipelines: &Pipelines,
+        weight: &TrellisWeight,
+        target: Slice,
+        bytes: &dyn WeightBytes,
+    ) -> Result<(), BackendError> {
+        let source = bytes.bytes();
+        assert_eq!(source.len(), weight.tile_bytes(), "bytes of a weight");
+        let most = (SLOT_BYTES as usize / weight.group_bytes()).max(1);
+        for first in (0..weight.groups()).step_by(most) {
+            let groups = most.min(weight.groups() - first);
+            let range = first * weight.group_bytes()..(first + groups) * weight.group_bytes();
+            let dispatch =
+                |features: &Features, source| trellis::repack(features, source, weight, target.address, first, groups);
+            self.chunk(pipelines, &source[range.clone()], target, Some(dispatch))?;
+            bytes.release(range);
+        }
+        let scales = bytes.scales().expect("a trellis has scales");
+        let scales: Vec<u8> = scales.suh.iter().chain(&scales.svh).flat_map(|scale| scale.to_le_bytes()).collect();
+        assert_eq!(weight.tile_bytes() + scales.len(), weight.bytes(), "scales of a weight");
+        let part = target.part(weight.tile_bytes() as u64, scales.len() as u64);
+        self.chunk(pipelines, &scales, part, None::<fn(&Features, u64) -> Dispatch>)
+    }
+
+    /// Copies bytes to a target, or gives their address to a dispatch that brings them there.
     fn chunk(
         &mut self,
         pipelines: &Pipelines,
-        weight: &Weight,
-        rows: usize,
         bytes: &[u8],
         target: Slice,
-        plain: bool,
+        dispatch: Option<impl Fn(&Features, u64) -> Dispatch>,
     ) -> Result<(), BackendError> {
         let index = self.next;
         self.next = (self.next + 1) % SLOTS;
@@ -129,7 +165,7 @@ impl Uploader {
         // SAFETY: the device is done with the slot.
         let into = unsafe { slot.staging.bytes_mut() }.expect("staging is mapped");
         copy(bytes, &mut into[..bytes.len()], self.threads);
-        let into = if plain { Some(target) } else { slot.copy };
+        let into = if dispatch.is_none() { Some(target) } else { slot.copy };
         let context = &self.context;
         let copied = match into {
             Some(into) => {
@@ -142,8 +178,7 @@ impl Uploader {
             None => None,
         };
         let source = slot.copy.unwrap_or(slot.staging).address;
-        let dispatch =
-            (!plain).then(|| repack(context.features(), source, target.address, weight.dtype, rows, weight.columns));
+        let dispatch = dispatch.map(|dispatch| dispatch(context.features(), source));
         self.compute.record(slot.compute, |buffer| {
             record_dispatches(context, pipelines, buffer, dispatch.as_slice(), &mut None)
         })?;

@@ -18,6 +18,7 @@ pub(crate) mod rope;
 pub(crate) mod sample;
 pub(crate) mod select_outputs;
 pub(crate) mod to_half;
+pub(crate) mod trellis;
 
 use tensor::DType;
 
