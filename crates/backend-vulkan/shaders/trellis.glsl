@@ -10,8 +10,8 @@
 //   - output `2 · (g % 4) + i / 32 + 8 · (i / 4 % 2)`.
 //
 // The words of a unit are planes: as many 16-byte vectors for every lane as there are, then one of 8 bytes, then one
-// word. Units of the same 128 outputs stand together, ordered by their inputs, four units for each 64 of them. After the
-// last unit come the scales of the inputs and those of the outputs, binary16.
+// word. Units of the same 128 outputs stand together, ordered by their inputs, four units for each 64 of them. After
+// the last unit come the scales of the inputs and those of the outputs, binary16.
 
 layout(constant_id = 2) const uint HALF_BITS = 5; // twice the bits per weight
 layout(constant_id = 3) const uint CODEBOOK = 2;

@@ -1,6 +1,6 @@
 // `output[t] = table[token[t]] · scale` for a table of tiles: a row of the whole weight is that column of the output's
-// rotation, times the tiles of its block of 128 outputs, rotated along the inputs. A workgroup of 256 makes 128 elements
-// of a row. Grid: (blocks of 128 inputs, tokens).
+// rotation, times the tiles of its block of 128 outputs, rotated along the inputs. A workgroup of 256 makes 128
+// elements of a row. Grid: (blocks of 128 inputs, tokens).
 
 #include "types.glsl"
 #include "trellis.glsl"

@@ -2,8 +2,8 @@
 // and width, whose workgroups stand one after the other. What comes out is to be summed over the slices and rotated
 // (`trellis_finish.comp`): f32 `[slices, columns, outputs]`.
 //
-// A team of 32 invocations has `ABREAST` units of `trellis.glsl` side by side and goes along their inputs; `SPLIT` teams
-// of a workgroup and the slices share the inputs. Grid: (32 · ABREAST outputs, slices).
+// A team of 32 invocations has `ABREAST` units of `trellis.glsl` side by side and goes along their inputs; `SPLIT`
+// teams of a workgroup and the slices share the inputs. Grid: (32 · ABREAST outputs, slices).
 //
 // With 8-bit activations a weight of the codebook MUL1 is never made: it is affine in the sum of four bytes, so four
 // copies of an activation times these bytes, and the sum of the activations, give the product.

@@ -1,4 +1,5 @@
-// Brings tiles as a file has them into the units of `trellis.glsl`. Each invocation moves a word. Grid: (words / lanes).
+// Brings tiles as a file has them into the units of `trellis.glsl`. Each invocation moves a word. Grid: (words /
+// lanes).
 
 #include "types.glsl"
 #include "trellis.glsl"

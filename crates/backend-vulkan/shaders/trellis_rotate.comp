@@ -1,8 +1,8 @@
-// What trellis products read: inputs times their scales, rotated. As f32, or as 8-bit integers with a scale per block of
-// 128.
+// What trellis products read: inputs times their scales, rotated. As f32, or as 8-bit integers with a scale per block
+// of 128.
 //
-// Integers stand tile by tile of 16: word `m` has inputs `2 m`, `2 m + 1`, `2 m + 8` and `2 m + 9`. Beside them, for each
-// 64, {scale, scale · sum}. Grid: (blocks / teams, rows).
+// Integers stand tile by tile of 16: word `m` has inputs `2 m`, `2 m + 1`, `2 m + 8` and `2 m + 9`. Beside them, for
+// each 64, {scale, scale · sum}. Grid: (blocks / teams, rows).
 //! for FORM in f32 int8
 
 #include "types.glsl"

@@ -8,7 +8,7 @@ use crate::features::Features;
 pub(crate) const HALF_PADDING: usize = 64;
 
 /// Activations as f16: `value[t, i] = scales[t] · values[t, i]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Halves {
     /// Address of the f16 rows.
     pub(crate) values: u64,

@@ -54,12 +54,6 @@ pub(crate) struct TrellisScratch {
     pub(crate) room: (usize, usize),
 }
 
-impl Default for Halves {
-    fn default() -> Halves {
-        Halves { values: 0, scales: 0, width: 0 }
-    }
-}
-
 impl TrellisMemory {
     /// For a program; nothing if it has no trellis weights.
     pub(crate) fn new(features: &Features, program: &Program, options: &LoadOptions) -> TrellisMemory {
