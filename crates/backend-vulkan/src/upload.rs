@@ -192,6 +192,8 @@ impl Uploader {
     /// # Errors
     /// A device that fails.
     pub(crate) fn finish(self) -> Result<(), BackendError> {
+        // First the one that the other waits for: lavapipe 25 crashes if its timeline goes before it was looked at.
+        self.transfer.wait_all()?;
         self.compute.wait_all()
     }
 }

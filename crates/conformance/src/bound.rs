@@ -15,8 +15,9 @@
 use tensor::reference::ReferenceLoaded;
 use tensor::{Batch, BufferId, BufferKind, LoadOptions, Op, Program, Rows, Segment, WeightFormat};
 
+use crate::format::RandomWeight;
 use crate::setup::{Experiment, Mode};
-use crate::{add, attention, embed, gelu_mul, linear, rms_norm, rope};
+use crate::{add, attention, embed, gelu_mul, linear, rms_norm, rope, trellis};
 
 /// The unit roundoff of f32: the relative error of one operation.
 pub const UNIT: f64 = 1.0 / (1u64 << 24) as f64;
@@ -79,13 +80,7 @@ impl<'a> Errors<'a> {
     pub fn step(&mut self, op: &Op, buffers: &ReferenceLoaded, batch: &Batch<'_>) {
         match *op {
             Op::Embed { table, scale, output } => {
-                let magnitudes = &self.experiment.weights.0[&self.program.buffer(table).name].magnitudes;
-                let BufferKind::Weight { format: WeightFormat::Blocks(dtype), columns, .. } =
-                    self.program.buffer(table).kind
-                else {
-                    return;
-                };
-                let errors = embed::error(dtype, magnitudes, columns, batch.tokens, scale.0);
+                let errors = self.embed(table, batch.tokens, scale.0);
                 self.set(output, errors);
             }
             Op::RmsNorm { input, weight, epsilon, output } => {
@@ -94,15 +89,7 @@ impl<'a> Errors<'a> {
                 self.set(output, errors);
             }
             Op::Linear { weight, input, output } => {
-                let (x, e) = self.rows(input, buffers, batch);
-                let BufferKind::Weight { format: WeightFormat::Blocks(dtype), columns, .. } =
-                    self.program.buffer(weight).kind
-                else {
-                    return;
-                };
-                let magnitudes = &self.experiment.weights.0[&self.program.buffer(weight).name].magnitudes;
-                let rounding = linear::input_rounding(self.mode.precision, dtype, columns, x, e);
-                let errors = linear::error(magnitudes, columns, x, e, &rounding);
+                let errors = self.multiply(weight, self.rows(input, buffers, batch));
                 self.set(output, errors);
             }
             Op::Rope { values, head_dim, base, position_divisor } => {
@@ -128,6 +115,34 @@ impl<'a> Errors<'a> {
                 self.set(output, errors);
             }
         }
+    }
+
+    fn embed(&self, table: BufferId, tokens: &[u32], scale: f32) -> Vec<f64> {
+        let (weight, format, columns) = self.weight(table);
+        match format {
+            WeightFormat::Blocks(dtype) => embed::error(dtype, &weight.magnitudes, columns, tokens, scale),
+            WeightFormat::Trellis(_) => trellis::embed_error(weight, self.mode.precision, columns, tokens, scale),
+        }
+    }
+
+    fn multiply(&self, weight: BufferId, (x, e): (&[f32], &[f64])) -> Vec<f64> {
+        let (weight, format, columns) = self.weight(weight);
+        match format {
+            WeightFormat::Blocks(dtype) => {
+                let rounding = linear::input_rounding(self.mode.precision, dtype, columns, x, e);
+                linear::error(&weight.magnitudes, columns, x, e, &rounding)
+            }
+            WeightFormat::Trellis(_) => trellis::error(weight, self.mode.precision, columns, x, e),
+        }
+    }
+
+    /// A weight, its format and its columns.
+    fn weight(&self, id: BufferId) -> (&RandomWeight, WeightFormat, usize) {
+        let buffer = self.program.buffer(id);
+        let BufferKind::Weight { format, columns, .. } = buffer.kind else {
+            unreachable!("programs are checked");
+        };
+        (&self.experiment.weights.0[&buffer.name], format, columns)
     }
 
     fn write_cache(&mut self, input: BufferId, cache: BufferId, batch: &Batch<'_>) {

@@ -43,6 +43,9 @@ struct Expected {
 pub fn compare(experiment: &Experiment, subjects: &[Subject<'_>]) -> Result<(), Failure> {
     let expected = expect(experiment);
     for subject in subjects {
+        if experiment.has_trellis() && !subject.backend.capabilities().trellis {
+            continue;
+        }
         for (index, mode) in experiment.modes.iter().enumerate() {
             if skips_mode(subject.effort, experiment, mode) {
                 continue;

@@ -1,8 +1,12 @@
 //! Random weights of every format, the read-only ones included.
 
-use tensor::DType;
+use std::sync::Arc;
+
+use tensor::format::trellis::Scales;
+use tensor::{DType, WeightBytes};
 
 use crate::random::Random;
+use crate::trellis::Terms;
 
 /// Where the binary16 fields of a block are, as byte offsets.
 struct Fields {
@@ -40,6 +44,18 @@ pub struct RandomWeight {
     /// For every element the sum of the magnitudes of the terms that it is the sum of: `|d·q| + |m·z|`. A backend may
     /// multiply the terms on their own, and then errs in proportion to them.
     pub magnitudes: Vec<f32>,
+    /// Of a trellis, whose `bytes` are its tiles.
+    pub terms: Option<Arc<Terms>>,
+}
+
+impl WeightBytes for RandomWeight {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn scales(&self) -> Option<&Scales> {
+        RandomWeight::scales(self)
+    }
 }
 
 /// A random weight `[rows, columns]`. Values are random bits, a few blocks all of their extremes; scales are of either
@@ -50,7 +66,11 @@ pub fn random_weight(dtype: DType, rows: usize, columns: usize, seed: u64) -> Ra
     let Some(fields) = fields(dtype) else {
         let values: Vec<f32> = (0..rows * columns).map(|_| 0.1 * random.normal()).collect();
         dtype.codec().encode(&values, &mut bytes).expect("floats can be written");
-        return RandomWeight { magnitudes: decode(dtype, &bytes).into_iter().map(f32::abs).collect(), bytes };
+        return RandomWeight {
+            magnitudes: decode(dtype, &bytes).into_iter().map(f32::abs).collect(),
+            bytes,
+            terms: None,
+        };
     };
     for (index, block) in bytes.chunks_exact_mut(dtype.block_bytes()).enumerate() {
         for byte in block.iter_mut() {
@@ -77,7 +97,7 @@ pub fn random_weight(dtype: DType, rows: usize, columns: usize, seed: u64) -> Ra
             set(block, offset, minimum.abs() * minimum_sign(dtype));
         }
     }
-    RandomWeight { magnitudes: decode(dtype, &positive).into_iter().map(f32::abs).collect(), bytes }
+    RandomWeight { magnitudes: decode(dtype, &positive).into_iter().map(f32::abs).collect(), bytes, terms: None }
 }
 
 /// F32 bytes of the values.
@@ -85,6 +105,7 @@ pub fn f32_weight(values: Vec<f32>) -> RandomWeight {
     RandomWeight {
         bytes: values.iter().flat_map(|value| value.to_le_bytes()).collect(),
         magnitudes: values.into_iter().map(f32::abs).collect(),
+        terms: None,
     }
 }
 

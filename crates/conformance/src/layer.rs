@@ -1,6 +1,6 @@
 //! Ops next to each other as models have them: what backends fuse.
 
-use tensor::{BufferId, DType, Op, Rows, Scalar};
+use tensor::{BufferId, DType, Op, Rows, Scalar, WeightFormat};
 
 use crate::setup::{CACHE_MODES, Mode, Outputs, PRECISIONS, Setup, Values};
 use crate::{Case, Failure, Visit, Work};
@@ -17,7 +17,7 @@ const EPSILON: Scalar = Scalar(1e-6);
 /// Sizes of a small model.
 #[derive(Clone, Copy)]
 pub(crate) struct Sizes {
-    pub(crate) dtype: DType,
+    pub(crate) format: WeightFormat,
     pub(crate) hidden: usize,
     pub(crate) inner: usize,
     pub(crate) heads: usize,
@@ -28,7 +28,7 @@ pub(crate) struct Sizes {
 }
 
 pub(crate) const SIZES: Sizes = Sizes {
-    dtype: DType::Q8_0,
+    format: WeightFormat::Blocks(DType::Q8_0),
     hidden: 256,
     inner: 512,
     heads: 4,
@@ -80,12 +80,12 @@ fn norm_and_add(setup: &mut Setup, (width, epsilon): (usize, Scalar), update: Bu
 
 pub(crate) fn linear(
     setup: &mut Setup,
-    dtype: DType,
+    format: impl Into<WeightFormat>,
     input: BufferId,
     (rows, columns): (usize, usize),
     output: BufferId,
 ) {
-    let weight = setup.weight(dtype, rows, columns);
+    let weight = setup.weight(format, rows, columns);
     setup.push(Op::Linear { weight, input, output });
 }
 
@@ -110,7 +110,7 @@ fn norm_linear(visit: Visit<'_>) -> Result<(), Failure> {
 /// Gate and up, their product, down, and the residual sum.
 fn feed_forward(visit: Visit<'_>) -> Result<(), Failure> {
     for dtype in DType::ALL {
-        let sizes = Sizes { dtype, ..SIZES };
+        let sizes = Sizes { format: dtype.into(), ..SIZES };
         let mut setup = Setup::new(2);
         let (input, residual) = (setup.input(256, Values::Normal(1.0)), setup.input(256, Values::Normal(1.0)));
         let buffers = Buffers::new(&mut setup, Rows::Tokens, &sizes);
@@ -126,10 +126,10 @@ fn feed_forward(visit: Visit<'_>) -> Result<(), Failure> {
 /// `output = down(gelu(gate(input)) · up(input))`.
 fn feed_forward_ops(setup: &mut Setup, sizes: &Sizes, buffers: &Buffers, input: BufferId) {
     let &Buffers { gate, up, output, .. } = buffers;
-    linear(setup, sizes.dtype, input, (sizes.inner, sizes.hidden), gate);
-    linear(setup, sizes.dtype, input, (sizes.inner, sizes.hidden), up);
+    linear(setup, sizes.format, input, (sizes.inner, sizes.hidden), gate);
+    linear(setup, sizes.format, input, (sizes.inner, sizes.hidden), up);
     setup.push(Op::GeluMul { gate, up, output: gate });
-    linear(setup, sizes.dtype, gate, (sizes.hidden, sizes.inner), output);
+    linear(setup, sizes.format, gate, (sizes.hidden, sizes.inner), output);
 }
 
 /// Norms and rotations of queries and keys, the caches, and the attention over them.
@@ -186,23 +186,29 @@ const FULL: &[Mode] = &[CACHE_MODES[0], CACHE_MODES[1]];
 /// from an exact residual of its own, because errors that go through more have no useful bound.
 fn model(visit: Visit<'_>) -> Result<(), Failure> {
     for dtype in [DType::F32, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q6_K] {
-        let sizes = Sizes { dtype, ..SIZES };
-        let mut setup = Setup::new(4);
-        let buffers = Buffers::new(&mut setup, Rows::Tokens, &sizes);
-        for window in [Some(7), None] {
-            let residual = setup.input(sizes.hidden, Values::Normal(20.0));
-            attention_half(&mut setup, &sizes, &buffers, window, residual);
-            setup.read_copy(residual, sizes.hidden);
-            let residual = setup.input(sizes.hidden, Values::Normal(20.0));
-            feed_forward_half(&mut setup, &sizes, &buffers, residual);
-            setup.read_copy(residual, sizes.hidden);
-        }
-        let residual = setup.input(sizes.hidden, Values::Normal(20.0));
-        head(&mut setup, &sizes, residual);
-        model_passes(&mut setup);
-        visit(&setup.finish(format!("layers in {dtype}"), FULL))?;
+        layers_in(dtype, visit)?;
     }
     Ok(())
+}
+
+/// That in one format.
+pub(crate) fn layers_in(format: impl Into<WeightFormat>, visit: Visit<'_>) -> Result<(), Failure> {
+    let format = format.into();
+    let sizes = Sizes { format, ..SIZES };
+    let mut setup = Setup::new(4);
+    let buffers = Buffers::new(&mut setup, Rows::Tokens, &sizes);
+    for window in [Some(7), None] {
+        let residual = setup.input(sizes.hidden, Values::Normal(20.0));
+        attention_half(&mut setup, &sizes, &buffers, window, residual);
+        setup.read_copy(residual, sizes.hidden);
+        let residual = setup.input(sizes.hidden, Values::Normal(20.0));
+        feed_forward_half(&mut setup, &sizes, &buffers, residual);
+        setup.read_copy(residual, sizes.hidden);
+    }
+    let residual = setup.input(sizes.hidden, Values::Normal(20.0));
+    head(&mut setup, &sizes, residual);
+    model_passes(&mut setup);
+    visit(&setup.finish(format!("layers in {format}"), FULL))
 }
 
 pub(crate) fn attention_half(
@@ -212,21 +218,21 @@ pub(crate) fn attention_half(
     window: Option<usize>,
     residual: BufferId,
 ) {
-    let Sizes { dtype, hidden, heads, kv_heads, head_dim, .. } = *sizes;
+    let Sizes { format, hidden, heads, kv_heads, head_dim, .. } = *sizes;
     let &Buffers { normed, query, key, value, .. } = buffers;
     norm(setup, residual, hidden, normed);
-    linear(setup, dtype, normed, (heads * head_dim, hidden), query);
-    linear(setup, dtype, normed, (kv_heads * head_dim, hidden), key);
-    linear(setup, dtype, normed, (kv_heads * head_dim, hidden), value);
+    linear(setup, format, normed, (heads * head_dim, hidden), query);
+    linear(setup, format, normed, (kv_heads * head_dim, hidden), key);
+    linear(setup, format, normed, (kv_heads * head_dim, hidden), value);
     attention_ops(setup, sizes, buffers, window, usual_scale(sizes));
     attention_output(setup, sizes, buffers, residual);
 }
 
 /// `residual += norm(output(mixed))`.
 pub(crate) fn attention_output(setup: &mut Setup, sizes: &Sizes, buffers: &Buffers, residual: BufferId) {
-    let Sizes { dtype, hidden, heads, head_dim, .. } = *sizes;
+    let Sizes { format, hidden, heads, head_dim, .. } = *sizes;
     let &Buffers { mixed, output, .. } = buffers;
-    linear(setup, dtype, mixed, (hidden, heads * head_dim), output);
+    linear(setup, format, mixed, (hidden, heads * head_dim), output);
     norm_and_add(setup, (hidden, sizes.post_epsilons[0]), output, residual);
 }
 
@@ -242,6 +248,6 @@ fn head(setup: &mut Setup, sizes: &Sizes, residual: BufferId) {
     let (selected, logits) = (setup.scratch(Rows::Outputs, sizes.hidden), setup.scratch(Rows::Outputs, 61));
     setup.push(Op::SelectOutputs { input: residual, output: selected });
     norm(setup, selected, sizes.hidden, selected);
-    linear(setup, sizes.dtype, selected, (61, sizes.hidden), logits);
+    linear(setup, sizes.format, selected, (61, sizes.hidden), logits);
     setup.read(logits);
 }

@@ -17,6 +17,7 @@ pub mod format;
 pub mod lanes;
 pub mod random;
 pub mod setup;
+pub mod trellis;
 
 mod add;
 mod attention;
@@ -119,6 +120,7 @@ pub fn cases() -> Vec<Case> {
         select_outputs::CASES,
         layer::CASES,
         single_tokens::CASES,
+        trellis::CASES,
         contract::CASES,
         decode::CASES,
     ]

@@ -80,7 +80,7 @@ pub(crate) fn error(magnitudes: &[f32], columns: usize, x: &[f32], e: &[f64], ro
 }
 
 /// `Σ m·c` and `Σ (m·c)²`, in eight sums side by side so that the compiler can use vector instructions.
-fn sums(magnitudes: &[f32], errors: &[f64]) -> (f64, f64) {
+pub(crate) fn sums(magnitudes: &[f32], errors: &[f64]) -> (f64, f64) {
     const LANES: usize = 8;
     let (mut sum, mut squares) = ([0f64; LANES], [0f64; LANES]);
     let (ms, ms_rest) = magnitudes.as_chunks::<LANES>();

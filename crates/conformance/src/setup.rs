@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use tensor::{
-    BufferId, DType, LoadOptions, Op, Precision, Program, ProgramBuilder, Rows, Scalar, Segment, WeightBytes,
-    WeightError, WeightFormat, WeightSource,
+    BufferId, DType, LoadOptions, Op, Precision, Program, ProgramBuilder, Rows, Scalar, Segment, TrellisFormat,
+    WeightBytes, WeightError, WeightFormat, WeightSource,
 };
 
 use crate::format::{RandomWeight, f32_weight, random_weight};
 use crate::random::Random;
+use crate::trellis::random_trellis;
 
 /// Token ids of the tables that inputs are drawn from.
 pub const VOCABULARY: usize = 61;
@@ -94,13 +95,20 @@ pub struct Experiment {
     pub read: Vec<BufferId>,
 }
 
+impl Experiment {
+    /// Whether a weight is a trellis, which a backend need not have.
+    pub fn has_trellis(&self) -> bool {
+        self.weights.0.values().any(|weight| weight.terms.is_some())
+    }
+}
+
 /// Weights in memory.
 #[derive(Clone, Debug, Default)]
 pub struct Weights(pub HashMap<String, RandomWeight>);
 
 impl WeightSource for Weights {
     fn open(&self, name: &str, _: WeightFormat) -> Result<Arc<dyn WeightBytes>, WeightError> {
-        Ok(Arc::new(self.0.get(name).ok_or("no such weight")?.bytes.clone()))
+        Ok(Arc::new(self.0.get(name).ok_or("no such weight")?.clone()))
     }
 }
 
@@ -129,14 +137,24 @@ impl Setup {
     }
 
     /// A random weight of any format.
-    pub fn weight(&mut self, dtype: DType, rows: usize, columns: usize) -> BufferId {
+    pub fn weight(&mut self, format: impl Into<WeightFormat>, rows: usize, columns: usize) -> BufferId {
         let seed = self.random.bits();
-        self.add_weight(dtype, rows, columns, random_weight(dtype, rows, columns, seed))
+        match format.into() {
+            WeightFormat::Blocks(dtype) => {
+                self.add_weight(dtype.into(), rows, columns, random_weight(dtype, rows, columns, seed))
+            }
+            WeightFormat::Trellis(format) => {
+                // Weights of other inputs have other scales.
+                let rotation = format.rotation + 16 * columns as u32;
+                let format = TrellisFormat { rotation, ..format };
+                self.add_weight(format.into(), rows, columns, random_trellis(format, rows, columns, seed))
+            }
+        }
     }
 
     /// A weight of the given f32 values.
     pub fn f32_weight(&mut self, rows: usize, columns: usize, values: Vec<f32>) -> BufferId {
-        self.add_weight(DType::F32, rows, columns, f32_weight(values))
+        self.add_weight(DType::F32.into(), rows, columns, f32_weight(values))
     }
 
     /// The weight of a norm: around 1, as `1 + w` is.
@@ -145,10 +163,10 @@ impl Setup {
         self.f32_weight(1, columns, values)
     }
 
-    fn add_weight(&mut self, dtype: DType, rows: usize, columns: usize, weight: RandomWeight) -> BufferId {
+    fn add_weight(&mut self, format: WeightFormat, rows: usize, columns: usize, weight: RandomWeight) -> BufferId {
         let name = self.name("weight");
         self.weights.0.insert(name.clone(), weight);
-        self.builder.weight(name, dtype, rows, columns)
+        self.builder.weight(name, format, rows, columns)
     }
 
     /// A scratch buffer.

@@ -65,7 +65,7 @@ fn layers(visit: Visit<'_>) -> Result<(), Failure> {
     let (q4_0, q4_k) = ((DType::Q4_0, [1e3, 1e4].map(Scalar)), (DType::Q4_K, [1e10, 1e16].map(Scalar)));
     for ((dtype, post_epsilons), (hidden, inner)) in [(q4_0, SMALL), (q4_0, LARGE), (q4_k, SMALL), (q4_k, LARGE)] {
         for copies in [false, true] {
-            let sizes = Sizes { dtype, hidden, inner, post_epsilons, ..SIZES };
+            let sizes = Sizes { format: dtype.into(), hidden, inner, post_epsilons, ..SIZES };
             let mut setup = Setup::new(0x52 ^ hidden as u64);
             model(&mut setup, &sizes, copies);
             setup.pass(&[(0, 0, 1)], Outputs::All);
@@ -84,7 +84,7 @@ fn layers(visit: Visit<'_>) -> Result<(), Failure> {
 
 fn model(setup: &mut Setup, sizes: &Sizes, copies: bool) {
     const WINDOWS: [Option<usize>; 3] = [Some(1), None, Some(5)];
-    let &Sizes { dtype, hidden, heads, kv_heads, head_dim, .. } = sizes;
+    let &Sizes { format, hidden, heads, kv_heads, head_dim, .. } = sizes;
     let scale = Scalar(usual_scale(sizes).0 / 8.0);
     let residual = setup.input(hidden, Values::Normal(RESIDUAL));
     let tokens = Buffers::new(setup, Rows::Tokens, sizes);
@@ -94,7 +94,7 @@ fn model(setup: &mut Setup, sizes: &Sizes, copies: bool) {
         norm(setup, residual, hidden, tokens.normed);
         let products = [(tokens.query, heads), (tokens.key, kv_heads), (tokens.value, kv_heads)];
         for (output, heads) in products {
-            linear(setup, dtype, tokens.normed, (heads * head_dim, hidden), output);
+            linear(setup, format, tokens.normed, (heads * head_dim, hidden), output);
         }
         if copies {
             setup.read_copy(residual, hidden);
@@ -113,6 +113,6 @@ fn model(setup: &mut Setup, sizes: &Sizes, copies: bool) {
     }
     norm(setup, last, hidden, outputs.normed);
     let logits = setup.scratch(Rows::Outputs, 130);
-    linear(setup, dtype, outputs.normed, (130, hidden), logits);
+    linear(setup, format, outputs.normed, (130, hidden), logits);
     setup.read(logits);
 }

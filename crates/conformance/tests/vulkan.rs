@@ -69,6 +69,36 @@ fn linear_of_several_formats() {
 }
 
 #[test]
+fn trellis_linear() {
+    check("trellis/linear");
+}
+
+#[test]
+fn trellis_large() {
+    check("trellis/large");
+}
+
+#[test]
+fn trellis_embed() {
+    check("trellis/embed");
+}
+
+#[test]
+fn trellis_shared() {
+    check("trellis/shared");
+}
+
+#[test]
+fn trellis_feed_forward() {
+    check("trellis/feed_forward");
+}
+
+#[test]
+fn trellis_model() {
+    check("trellis/model");
+}
+
+#[test]
 fn rope() {
     check("rope");
 }
