@@ -500,7 +500,7 @@ pub(crate) struct EvaluateArgs {
 /// How a text is cut, and which predictions count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ProtocolArg {
-    /// <bos> before each 511 tokens, all predictions
+    /// `<bos>` before each 511 tokens, all predictions
     Pieces,
     /// Windows of 512, the second half of each
     #[value(name = "llama.cpp")]
