@@ -234,9 +234,9 @@ fn constants(shader: &str) -> &'static [&'static str] {
         ],
         "matmul" => &["TILE_TOKENS", "TILE_OUTPUTS", "OWN"],
         "matmul_matrix" => &["TILE_TOKENS", "TILE_OUTPUTS", "STEP", "SUB_TOKENS", "SUB_OUTPUTS", "BUFFERS"],
-        "norm" => &["HELD", "ADDS", "WRITES_FLOATS", "WRITES_QUANTS", "ORDER"],
+        "norm" => &["HELD", "ADDS", "WRITES_FLOATS", "WRITES_QUANTS", "ORDER", "ROTATES"],
         "attention_decode" => {
-            &["CACHE_WIDTH", "HEAD_DIM", "GROUP", "TEAM", "QUANTIZE", "STEP", "PREPARES", "EPSILON", "ORDER"]
+            &["CACHE_WIDTH", "HEAD_DIM", "GROUP", "TEAM", "QUANTIZE", "STEP", "PREPARES", "EPSILON", "ORDER", "ROTATES"]
         }
         "attention_prefill" => &["CACHE_WIDTH", "HEAD_DIM", "GROUP", "HEADS", "UNROLL"],
         "attention_prefill_matrix" => &["CACHE_WIDTH", "HEAD_DIM", "GROUP", "HEADS", "COLUMN_GROUPS"],
