@@ -1,5 +1,5 @@
-// Which element of a matrix each lane holds where: every lane gives its elements numbers of their own, and the matrix is
-// stored. Grid: (1). One subgroup of 32.
+// Which element of a matrix each lane holds where: every lane gives its elements numbers of their own, and the matrix
+// is stored. Grid: (1). One subgroup of 32.
 
 #extension GL_KHR_cooperative_matrix : require
 #include "types.glsl"

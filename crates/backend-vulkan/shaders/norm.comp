@@ -1,6 +1,7 @@
 // The norms between two layers' halves, in one: `residual += norm(update) · first`, then
-// `output = norm(residual) · second`, as f32, as 8-bit integers, or both; or rotated for products with trellis weights. One workgroup a row; more, if asked for,
-// touch the pages of the weights that come next, so that their addresses are translated when the products begin.
+// `output = norm(residual) · second`, as f32, as 8-bit integers, or both; or rotated for products with trellis weights.
+// One workgroup a row; more, if asked for, touch the pages of the weights that come next, so that their addresses are
+// translated when the products begin.
 //
 // A row stays in registers: each invocation holds `HELD` fours of it.
 

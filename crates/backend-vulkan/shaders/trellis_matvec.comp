@@ -8,8 +8,8 @@
 //
 // With 8-bit activations a weight of the codebook MUL1 is never made: it is affine in the sum of four bytes, so four
 // copies of an activation times these bytes, and the sum of the activations, give the product. With halves, weights are
-// made for matrix instructions, in the registers where these expect them: only for devices of which `matrix_layout.comp`
-// has shown that.
+// made for matrix instructions, in the registers where these expect them: only for devices of which
+// `matrix_layout.comp` has shown that.
 //! for ACTIVATIONS in int8 f32 half
 
 #include "types.glsl"
@@ -135,9 +135,10 @@ void accumulate(LaneWords raw, uint group, uint lane) {
 #else
 
 // Rows of the matrix of weights are outputs, 16 of the team's 32 at a time; its columns are four inputs of each of the
-// unit's four tiles. Lane `4 g + k` holds of it rows `g` and `g + 8`, columns `2 k`, `2 k + 1`, `2 k + 8` and `2 k + 9`: which
-// outputs and inputs these are is free, so they are those whose weights the lane has. In the same way it holds four
-// rows of column `g` of the activations, and of the result rows `g` and `g + 8` of columns `2 k` and `2 k + 1`.
+// unit's four tiles. Lane `4 g + k` holds of it rows `g` and `g + 8`, columns `2 k`, `2 k + 1`, `2 k + 8` and
+// `2 k + 9`: which outputs and inputs these are is free, so they are those whose weights the lane has. In the same way
+// it holds four rows of column `g` of the activations, and of the result rows `g` and `g + 8` of columns `2 k` and
+// `2 k + 1`.
 #define WEIGHTS coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseA>
 #define ACTIVATIONS coopmat<float16_t, gl_ScopeSubgroup, 16, 8, gl_MatrixUseB>
 #define RESULTS coopmat<float, gl_ScopeSubgroup, 16, 8, gl_MatrixUseAccumulator>

@@ -50,8 +50,8 @@ pub struct Features {
     pub matrix_i8: Option<MatrixShape>,
     /// f16 matrices of 16 × 16 by 16 × 8, summed in f32, for subgroups of 32.
     pub matrix_16x8: bool,
-    /// Whether lanes hold the elements of these where products with trellis weights put them: found out when a device is
-    /// opened, so never true in a list of devices.
+    /// Whether lanes hold the elements of these where products with trellis weights put them: found out when a device
+    /// is opened, so never true in a list of devices.
     pub matrix_layout: bool,
     /// Statistics of compiled pipelines (`VK_KHR_pipeline_executable_properties`).
     pub pipeline_statistics: bool,

@@ -35,6 +35,8 @@ pub use kernel::matmul::{matrix_constants, measure as measure_matmul};
 #[doc(hidden)]
 pub use kernel::matvec::{measure as measure_matvec, measure_layer};
 #[doc(hidden)]
+pub use kernel::trellis::measure as measure_trellis;
+#[doc(hidden)]
 pub use lab::{ffn::measure as measure_ffn, upload::measure as measure_upload};
 
 use std::sync::Arc;

@@ -2,8 +2,8 @@
 //!
 //! Calibration text goes through the model one layer at a time. Each layer is quantized with what it gets there, and
 //! the text goes on through the quantized layer, so that the next ones see its errors. In memory are one layer, its
-//! Hessians and the states of the text. What a layer became is kept on disk, so that an interrupted run goes on, and finds
-//! the same.
+//! Hessians and the states of the text. What a layer became is kept on disk, so that an interrupted run goes on, and
+//! finds the same.
 
 mod allocate;
 mod error;

@@ -7,12 +7,15 @@
 mod dispatches;
 pub(crate) mod layout;
 mod linear;
+mod measure;
 mod memory;
 mod product;
 mod rotated;
 #[cfg(test)]
 mod tests;
 mod weight;
+
+pub use measure::measure;
 
 pub(crate) use dispatches::{embed, repack, rotate};
 pub(crate) use linear::{linear, rotated_linear};
