@@ -186,8 +186,8 @@ void accumulate(LaneWords raw, uint group, uint lane) {
         }
         [[unroll]] for (uint half_unit = 0; half_unit < 2; half_unit++) {
             [[unroll]] for (uint i = 0; i < 4; i++) {
-                // Of output `i % 2`, the pair `i / 2` of inputs.
-                const f16vec2 two = two_values(32 * half_unit + 8 * m + 4 * (i % 2) + 2 * (i / 2));
+                // Of output `i / 2`, the pair `i % 2` of inputs: the lane's weights in their order.
+                const f16vec2 two = two_values(32 * half_unit + 8 * m + 2 * i);
                 left[2 * i] = two.x;
                 left[2 * i + 1] = two.y;
             }

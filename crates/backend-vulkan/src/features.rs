@@ -97,6 +97,7 @@ impl Required<'_> {
     pub(crate) fn missing(&self, lacking: Option<&str>) -> Vec<&'static str> {
         let required = [
             (self.core.shader_int16, "shaderInt16"),
+            (self.core.shader_int64, "shaderInt64"),
             (self.v11.storage_buffer16_bit_access, "storageBuffer16BitAccess"),
             (self.v12.storage_buffer8_bit_access, "storageBuffer8BitAccess"),
             (self.v12.shader_float16, "shaderFloat16"),
@@ -131,7 +132,7 @@ impl Required<'_> {
 pub(crate) fn enabled<'a>(features: &Features) -> Required<'a> {
     let control = features.subgroup_range.0 < features.subgroup_range.1 || features.subgroup_range.0 > 0;
     Required {
-        core: vk::PhysicalDeviceFeatures::default().shader_int16(true),
+        core: vk::PhysicalDeviceFeatures::default().shader_int16(true).shader_int64(true),
         v11: vk::PhysicalDeviceVulkan11Features::default().storage_buffer16_bit_access(true),
         v12: vk::PhysicalDeviceVulkan12Features::default()
             .storage_buffer8_bit_access(true)

@@ -291,7 +291,7 @@ impl Recorder<'_> {
         }
         let (features, view) = (self.features, self.buffers.view(output));
         let weights = weights.map(|weight| self.buffers.trellis_of(weight));
-        let tiling = trellis::Tiling::gate_up(features, &weights[0]);
+        let tiling = trellis::Tiling::gate_up(features, &weights[0], rows);
         let (input, _) = self.rotated(input, rotation);
         let target = match forms.rotated {
             Some(rotation) if !forms.floats => {

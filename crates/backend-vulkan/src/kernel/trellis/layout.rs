@@ -48,7 +48,7 @@ fn expected() -> Vec<u32> {
     let mut numbers = Vec::with_capacity(ELEMENTS);
     // Lane `4 g + k` has rows `g` and `g + 8`, and two pairs of columns: `2 k` and `2 k + 8`.
     for (row, column) in (0..16).flat_map(|row| (0..16).map(move |column| (row, column))) {
-        numbers.push(8 * (row % 8 * 4 + column % 8 / 2) + 4 * (column / 8) + 2 * (row / 8) + column % 2);
+        numbers.push(8 * (row % 8 * 4 + column % 8 / 2) + 4 * (row / 8) + 2 * (column / 8) + column % 2);
     }
     // Column `g`, two pairs of rows.
     for (row, column) in (0..16).flat_map(|row| (0..8).map(move |column| (row, column))) {

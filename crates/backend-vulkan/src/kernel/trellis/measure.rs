@@ -69,13 +69,14 @@ impl Layers {
         Ok(Layers { weights, input, other, targets, residual, norm, meeting })
     }
 
-    fn tiling(features: &Features, part: Part) -> Tiling {
-        match part {
-            Part::QueryKeyValue => Tiling::new(features, 1, 64, 84),
-            Part::Out => Tiling::new(features, 1, 42, 64),
-            Part::GateUp => Tiling::new(features, 2, 168, 84),
-            Part::Down => Tiling::new(features, 1, 42, 336),
-        }
+    fn tiling(features: &Features, part: Part, columns: usize) -> Tiling {
+        let (matrices, blocks, groups) = match part {
+            Part::QueryKeyValue => (1, 64, 84),
+            Part::Out => (1, 42, 64),
+            Part::GateUp => (2, 168, 84),
+            Part::Down => (1, 42, 336),
+        };
+        Tiling::new(features, matrices, blocks, groups, columns)
     }
 
     fn part(
@@ -132,7 +133,7 @@ pub fn measure(index: Option<usize>, out: &mut dyn Write) -> Result<(), BackendE
         for part in parts {
             best.push(tilings(&mut lab, &layers, part, columns, out)?);
         }
-        let usual = parts.map(|part| Layers::tiling(&features, part));
+        let usual = parts.map(|part| Layers::tiling(&features, part, columns.1));
         for (name, tilings) in [("usual", usual.to_vec()), ("best", best)] {
             let layer = |layer: usize| {
                 let product = |index: usize| layers.part(&features, parts[index], layer, columns, tilings[index]);
@@ -156,7 +157,7 @@ fn tilings(
     out: &mut dyn Write,
 ) -> Result<Tiling, BackendError> {
     let features = lab.features().clone();
-    let usual = Layers::tiling(&features, part);
+    let usual = Layers::tiling(&features, part, columns.1);
     let mut best = (f64::MAX, usual);
     for tiling in variants(part) {
         let dispatches: Vec<Dispatch> =
@@ -195,10 +196,10 @@ fn tilings(
 
 fn variants(part: Part) -> Vec<Tiling> {
     let variants: &[(u32, usize)] = match part {
-        Part::QueryKeyValue => &[(4, 1), (4, 3), (4, 7), (2, 6), (2, 7), (1, 14), (7, 2), (7, 3), (8, 1)],
-        Part::Out => &[(8, 1), (8, 2), (8, 4), (4, 4), (4, 8), (2, 8), (2, 16), (1, 16)],
-        Part::GateUp => &[(1, 1), (2, 1), (3, 1), (4, 1), (2, 2), (1, 2), (1, 4), (3, 2)],
-        Part::Down => &[(8, 1), (8, 2), (8, 3), (4, 4), (4, 6), (4, 7), (2, 8), (2, 12), (2, 14), (1, 16)],
+        Part::QueryKeyValue => &[(7, 2), (2, 6), (6, 2)],
+        Part::Out => &[(8, 3), (2, 8), (4, 6)],
+        Part::GateUp => &[(2, 3), (1, 6), (4, 3)],
+        Part::Down => &[(8, 3), (4, 6), (2, 12)],
     };
     variants.iter().map(|&(split, slices)| Tiling { split, slices }).collect()
 }

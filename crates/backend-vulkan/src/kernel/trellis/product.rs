@@ -14,7 +14,7 @@ use crate::kernel::{View, kernel};
 pub(crate) const PARTS_MAX: usize = 3;
 
 /// Most slices of the inputs.
-const SLICES_MAX: usize = 16;
+const SLICES_MAX: usize = 12;
 
 /// Teams side by side in a workgroup, for the units of a block.
 const ABREAST: usize = BLOCK / UNIT_OUTPUTS;
@@ -31,42 +31,53 @@ pub(crate) struct Tiling {
 impl Tiling {
     /// For a number of matrices whose blocks are multiplied by one workgroup (gate and up: 2), of blocks in all, and of
     /// groups of 64 inputs.
-    pub(crate) fn new(features: &Features, matrices: usize, blocks: usize, groups: usize) -> Tiling {
-        let split = split(features, matrices);
-        let most = slices_max(features, matrices, blocks).min(groups.div_ceil(2 * split as usize)).max(1);
-        // A team's share is a whole number of groups: the number of slices that gives everyone nearly the same.
-        let longest = |slices: usize| groups.div_ceil(slices * split as usize) * slices;
-        let slices = (most.div_ceil(2)..=most).min_by_key(|&slices| (longest(slices), std::cmp::Reverse(slices)));
-        Tiling { split, slices: slices.unwrap_or(1) }
+    ///
+    /// Products are bound by arithmetic, so the processor that has most to do decides: as many teams as its workgroups
+    /// have, times the groups that a team goes through. Measured in `docs/vulkan-notes.md`.
+    pub(crate) fn new(features: &Features, matrices: usize, blocks: usize, groups: usize, columns: usize) -> Tiling {
+        let processors = processors(features);
+        let most = slices_max(features, blocks);
+        let longest = |tiling: &Tiling| {
+            let split = tiling.split as usize;
+            (blocks * tiling.slices).div_ceil(processors) * split * groups.div_ceil(split * tiling.slices)
+        };
+        let all = (1..=split_max(features, matrices, columns))
+            .flat_map(|split| (1..=most).map(move |slices| Tiling { split: split as u32, slices }))
+            .filter(|tiling| tiling.split as usize * tiling.slices <= groups);
+        let best = all.min_by_key(|tiling| (longest(tiling), tiling.slices, std::cmp::Reverse(tiling.split)));
+        best.unwrap_or(Tiling { split: 1, slices: 1 })
     }
-}
 
-impl Tiling {
     /// For gate and up together.
-    pub(crate) fn gate_up(features: &Features, gate: &TrellisWeight) -> Tiling {
-        Tiling::new(features, 2, gate.outputs() / BLOCK, gate.groups())
+    pub(crate) fn gate_up(features: &Features, gate: &TrellisWeight, columns: usize) -> Tiling {
+        Tiling::new(features, 2, gate.outputs() / BLOCK, gate.groups(), columns)
     }
 }
 
-/// Teams of a workgroup that share the inputs of a unit.
-fn split(features: &Features, matrices: usize) -> u32 {
-    let most = features.workgroup_max as usize / (TEAM * ABREAST * matrices);
-    let wanted = match features.kind {
-        DeviceKind::Software => 1,
-        DeviceKind::Discrete | DeviceKind::Integrated | DeviceKind::Virtual => 4 / matrices,
-    };
-    wanted.min(most).max(1) as u32
+/// Multiprocessors of a device, roughly: Vulkan does not tell. Too many cost little.
+fn processors(features: &Features) -> usize {
+    match features.kind {
+        DeviceKind::Discrete | DeviceKind::Virtual => 132,
+        DeviceKind::Integrated => 12,
+        DeviceKind::Software => 4,
+    }
 }
 
-/// Most slices for a number of blocks: none more than the device holds at once. The more blocks, the fewer.
-fn slices_max(features: &Features, matrices: usize, blocks: usize) -> usize {
-    let teams = match features.kind {
-        DeviceKind::Discrete | DeviceKind::Virtual => 5376,
-        DeviceKind::Integrated => 384,
-        DeviceKind::Software => 16,
+/// Most teams of a workgroup that can share the inputs of a unit.
+fn split_max(features: &Features, matrices: usize, columns: usize) -> usize {
+    let invocations = features.workgroup_max as usize / (TEAM * ABREAST * matrices);
+    let shared = features.shared_bytes as usize / 4 * 3 / (4 * BLOCK * matrices * columns);
+    let most = match features.kind {
+        // They take long to compile wide workgroups.
+        DeviceKind::Software => 1,
+        DeviceKind::Discrete | DeviceKind::Integrated | DeviceKind::Virtual => 8,
     };
-    let teams_of_slice = blocks * ABREAST * matrices * split(features, matrices) as usize;
-    (teams / teams_of_slice.max(1)).clamp(1, SLICES_MAX)
+    invocations.min(shared).clamp(1, most)
+}
+
+/// Most slices for a number of blocks: the more blocks, the fewer.
+fn slices_max(features: &Features, blocks: usize) -> usize {
+    (4 * processors(features) / blocks.max(1)).clamp(1, SLICES_MAX)
 }
 
 /// Memory that workgroups of a product meet in.
@@ -82,7 +93,7 @@ impl Meeting {
     /// Bytes for all products whose largest weight has that many outputs: of partial sums, and of arrivals.
     pub(crate) fn bytes(features: &Features, outputs: usize) -> (usize, usize) {
         let blocks = outputs / BLOCK;
-        let slices = slices_max(features, 1, blocks).max(slices_max(features, 2, blocks));
+        let slices = slices_max(features, blocks);
         // A single slice writes nothing there.
         let sliced = if slices > 1 { slices * COLUMNS_MAX * outputs } else { 0 };
         (4 * PARTS_MAX * sliced, 4 * PARTS_MAX * blocks)

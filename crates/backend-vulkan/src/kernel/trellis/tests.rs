@@ -242,7 +242,7 @@ fn gate_and_up_go_out_in_all_forms() {
         let turn = rotate(&features, view, &gate.weight, rotated, tokens);
         let scratch = scratch(&mut lab, &[gate.weight, up.weight], tokens);
         let weights = [gate.weight, up.weight];
-        let tiling = Tiling::gate_up(&features, &gate.weight);
+        let tiling = Tiling::gate_up(&features, &gate.weight, tokens);
         let run = |lab: &mut Lab, target: Gated| {
             let product = gate_up(&features, weights, rotated, target, tokens, tiling, scratch.meeting);
             lab.run(&[turn.clone(), product.clone(), product]).unwrap();
