@@ -5,6 +5,7 @@ mod commands;
 mod context;
 mod decode;
 mod dispatch;
+mod encode;
 mod faults;
 mod features;
 mod footprint;
@@ -26,6 +27,7 @@ mod trace;
 mod upload;
 
 pub use context::DeviceInfo;
+pub use encode::TrellisEncoder;
 #[cfg(any(test, debug_assertions))]
 #[doc(hidden)]
 pub use faults::Fault;
@@ -86,6 +88,23 @@ impl VulkanBackend {
     /// No memory for it, or a device that fails.
     pub fn copy_bandwidth(&self) -> Result<f64, BackendError> {
         bandwidth::copy_bandwidth(&self.context, &self.pipelines)
+    }
+
+    /// Makes an encoder of trellis tiles on the device.
+    ///
+    /// # Errors
+    /// No memory for it, or a device that fails.
+    pub fn trellis_encoder(&self) -> Result<TrellisEncoder, BackendError> {
+        self.trellis_encoder_with(kernel::trellis_encode::WORKGROUP)
+    }
+
+    /// As [`VulkanBackend::trellis_encoder`], with workgroups of up to so many invocations: for measuring.
+    ///
+    /// # Errors
+    /// As there.
+    #[doc(hidden)]
+    pub fn trellis_encoder_with(&self, workgroup: u32) -> Result<TrellisEncoder, BackendError> {
+        TrellisEncoder::new(&self.context, &self.pipelines, workgroup)
     }
 
     /// The device.

@@ -8,6 +8,8 @@ use checkpoint::Checkpoint;
 use checkpoint::safetensors::{Declared, Element, ShardedWriter};
 use engine::{Engine, EngineOptions, ModelSource};
 use quantize::pipeline::{Allocation, Budget, Layout, Observer, Options, PipelineError, Stage, Task};
+use quantize::{TileDevice, TileQueue};
+use tensor::format::trellis::{Codebook, LEN, Rate};
 use tensor::reference::ReferenceBackend;
 use tensor::{WeightBytes, WeightFormat};
 
@@ -75,14 +77,31 @@ fn original(folder: &Folder) -> PathBuf {
 
 /// Quantizes that, and stops when it has been asked so often whether to.
 fn run(folder: &Folder, name: &str, options: &Options, asks: usize) -> Result<PathBuf, PipelineError> {
+    run_on(folder, name, options, asks, None)
+}
+
+/// As [`run`], with the tiles of a device.
+fn run_on(
+    folder: &Folder,
+    name: &str,
+    options: &Options,
+    asks: usize,
+    tiles: Option<&TileQueue>,
+) -> Result<PathBuf, PipelineError> {
     let checkpoint = Checkpoint::open(&original(folder)).unwrap();
     let source = ModelSource::open(&checkpoint).unwrap();
     let sequence =
         |first: u32| (0..64).map(move |index| if index == 0 { 2 } else { 4 + (first + index * index * 37) % 500 });
     let sequences: Vec<Vec<u32>> = (0..8).map(|number| sequence(number * 91).collect()).collect();
     let observer = StopAfter(AtomicUsize::new(asks));
-    let task =
-        Task { source: &source, backend: &ReferenceBackend, sequences: &sequences, options, observer: &observer };
+    let task = Task {
+        source: &source,
+        backend: &ReferenceBackend,
+        sequences: &sequences,
+        options,
+        tiles,
+        observer: &observer,
+    };
     let target = folder.0.join(name);
     task.run(&target, false).map(|_| target)
 }
@@ -124,6 +143,33 @@ fn an_interrupted_run_goes_on_and_ends_with_the_same_bits() {
     for (name, bytes) in &whole {
         assert!(parts[name] == *bytes, "`{name}` differs");
     }
+}
+
+/// A device that fails.
+struct Broken;
+
+impl TileDevice for Broken {
+    fn supports(&self, _: Rate) -> bool {
+        true
+    }
+
+    fn tiles(&self) -> usize {
+        40
+    }
+
+    fn search(&self, _: Codebook, _: Rate, _: &[[i16; LEN]]) -> Result<Vec<[u16; LEN]>, String> {
+        Err("it is tired".into())
+    }
+}
+
+#[test]
+fn a_device_that_fails_ends_the_run() {
+    let folder = Folder::new("device");
+    let error = run_on(&folder, "broken", &options(), usize::MAX, Some(&TileQueue::new(Box::new(Broken)))).unwrap_err();
+    assert!(matches!(error, PipelineError::Quantize { .. }), "{error}");
+    let source = std::error::Error::source(&error).map(ToString::to_string);
+    assert_eq!(source.as_deref(), Some("no tiles were found: it is tired"));
+    assert!(!folder.0.join("broken").exists());
 }
 
 #[test]

@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use tensor::format::trellis::{Linear, Rate};
 use tensor::{Backend, DType, WeightBytes, WeightSource};
 
-use crate::Hessian;
+use crate::{Hessian, TileQueue};
 use allocate::Item;
 use folder::About;
 use plan::Plan;
@@ -81,6 +81,8 @@ pub struct Task<'a> {
     pub sequences: &'a [Vec<u32>],
     /// How.
     pub options: &'a Options,
+    /// Who finds tiles; `None` for the processor. The result does not depend on it.
+    pub tiles: Option<&'a TileQueue>,
     /// Who looks on.
     pub observer: &'a dyn Observer,
 }
@@ -346,7 +348,7 @@ impl Layers<'_> {
             let tensors = targets.map(|(index, target)| (target.tensor, self.rates[index])).collect();
             Shared { hessian, tensors, seed: self.seed(layer, input) }
         });
-        round(self.task.source, &shared.collect::<Vec<_>>(), options, count)
+        round(self.task, &shared.collect::<Vec<_>>(), count)
     }
 
     /// Quantizes the head.
@@ -360,7 +362,7 @@ impl Layers<'_> {
         })?;
         let tensors = vec![(target.tensor, self.rates[index])];
         let shared = Shared { hessian, tensors, seed: self.seed(target.layer, 0) };
-        round(self.task.source, &[shared], options, count)
+        round(self.task, &[shared], count)
     }
 
     /// Of the signs of what shares an input.
