@@ -1,5 +1,6 @@
 //! Compiles every pipeline for the published models and prints what the driver says of each, a JSON object a line:
-//! `pipelines [--assembly]`. `LAPIDARY_VULKAN_DEVICE` chooses the device by number.
+//! `pipelines [--assembly] [START]`, where START is how their names begin. `LAPIDARY_VULKAN_DEVICE` chooses the device by
+//! number.
 
 #![allow(clippy::print_stderr, reason = "a program's errors go there")]
 
@@ -10,10 +11,11 @@ use serde_json::{Map, Value, json};
 
 fn main() {
     let with_assembly = std::env::args().any(|argument| argument == "--assembly");
+    let start = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     let index = std::env::var("LAPIDARY_VULKAN_DEVICE").ok().and_then(|number| number.parse().ok());
     let mut out = std::io::BufWriter::new(std::io::stdout());
     let mut written = Ok(());
-    let result = compile(index, &mut |compiled| {
+    let result = compile(index, &start, &mut |compiled| {
         if written.is_ok() {
             written = writeln!(out, "{}", line(compiled, with_assembly));
         }

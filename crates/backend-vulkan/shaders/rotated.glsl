@@ -3,11 +3,12 @@
 //
 // As f32 rows; or in tiles of 16, whose elements come in the order in which the weights of a lane need them: `2 m`,
 // `2 m + 1`, `2 m + 8`, `2 m + 9` for `m` from 0 to 3. These are 8-bit integers, a word for each `m`, or halves, two
-// words. Beside them, for each 64, {scale, scale · sum}; the sum of integers alone.
+// words, or integers in all four bytes of a word each. Beside them, for each 64, {scale, scale · sum}; the sum of integers alone.
 
 const uint FORM_FLOATS = 1;
 const uint FORM_INTEGERS = 2;
 const uint FORM_HALFS = 3;
+const uint FORM_SPLATS = 4;
 
 // Where rows of rotated activations go.
 struct RotatedRows {
@@ -38,17 +39,22 @@ uint place_in_tiles(uint block, uint lane) {
     return 2 * (4 * (8 * block + lane / 4) + lane % 2 * 2) + lane / 2 % 2;
 }
 
-void store_integers(RotatedRows rows, uint block, bool exists, vec4 values) {
+void store_integers(RotatedRows rows, uint block, bool exists, vec4 values, bool splats) {
     const uint lane = gl_LocalInvocationIndex % 32;
     const vec2 scale = scale_and_inverse(largest_of_block(largest_of_four(values)));
     const ivec4 rounded = round_four(values, scale.y);
     const float sum = sum_of_half(float(rounded.x + rounded.y + rounded.z + rounded.w));
     if (exists) {
-        const uint bytes = pack_four(rounded);
         const uint at = place_in_tiles(block, lane);
-        Ushorts quants = Ushorts(rows.values);
-        quants.at[at] = uint16_t(bytes & 0xffffu);
-        quants.at[at + 2] = uint16_t(bytes >> 16);
+        if (splats) {
+            const uvec4 words = (uvec4(rounded) & 255u) * 0x01010101u;
+            Uvec2s(rows.values).at[at] = words.xy;
+            Uvec2s(rows.values).at[at + 2] = words.zw;
+        } else {
+            const uint bytes = pack_four(rounded);
+            Ushorts(rows.values).at[at] = uint16_t(bytes & 0xffffu);
+            Ushorts(rows.values).at[at + 2] = uint16_t(bytes >> 16);
+        }
         if (lane % 16 == 0) {
             Vec2s(rows.sums).at[2 * block + lane / 16] = vec2(scale.x, scale.x * sum);
         }
@@ -80,8 +86,8 @@ void store_halves(RotatedRows rows, uint block, bool exists, vec4 values) {
 // here.
 void store_rotated(uint form, RotatedRows rows, uint row, uint index, bool exists, vec4 values) {
     const uint block = row * rows.blocks + index;
-    if (form == FORM_INTEGERS) {
-        store_integers(rows, block, exists, values);
+    if (form == FORM_INTEGERS || form == FORM_SPLATS) {
+        store_integers(rows, block, exists, values, form == FORM_SPLATS);
     } else if (form == FORM_HALFS) {
         store_halves(rows, block, exists, values);
     } else if (exists) {

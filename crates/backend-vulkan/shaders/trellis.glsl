@@ -16,6 +16,10 @@
 layout(constant_id = 2) const uint HALF_BITS = 5; // twice the bits per weight
 layout(constant_id = 3) const uint CODEBOOK = 2;
 
+// Whether what is cheap on AMD's GPUs is chosen: they take four times as long for products of 32 bits as for those of 24
+// bits and of pairs of 16.
+layout(constant_id = 7) const bool AMD = false;
+
 const uint THREE_INST = 0;
 const uint MCG = 1;
 const uint MUL1 = 2;
@@ -45,26 +49,34 @@ uint word_place(uint lane, uint index) {
 
 struct LaneWords { uvec4 fours[4]; uvec2 two; uint one; uint last; };
 
-// Loads the words of a lane of a unit; arithmetic on them waits for `take_words`.
-LaneWords load_words(Uvec4s tiles, uint unit, uint lane) {
+// Loads the words of a lane of the unit that begins with word `first`; arithmetic on them waits for `take_words`.
+LaneWords load_words_from(Uvec4s tiles, uint first, uint lane) {
     LaneWords raw;
-    const uint first = unit * UNIT_WORDS;
+    // Bytes from one base in 32 bits: indices would be widened, each by arithmetic of its own.
+    const uint64_t base = uint64_t(tiles);
     [[unroll]] for (uint i = 0; i < FOURS; i++) {
-        raw.fours[i] = tiles.at[first / 4 + 32 * i + lane];
+        raw.fours[i] = Uvec4s(base + uint64_t(4 * first + 16 * (32 * i + lane))).at[0];
     }
     if (TWOS > 0) {
-        raw.two = Uvec2s(tiles).at[first / 2 + 64 * FOURS + lane];
+        raw.two = Uvec2s(base + uint64_t(4 * (first + 128 * FOURS + 2 * lane))).at[0];
     }
     if (ONES > 0) {
-        raw.one = Uints(tiles).at[first + 128 * FOURS + 64 * TWOS + lane];
+        raw.one = Uints(base + uint64_t(4 * (first + 128 * FOURS + 64 * TWOS + lane))).at[0];
     }
     if (SUBGROUP < 32) {
-        raw.last = Uints(tiles).at[first + word_place(before(lane), WORDS - 1)];
+        raw.last = Uints(base + uint64_t(4 * (first + word_place(before(lane), WORDS - 1)))).at[0];
     }
     return raw;
 }
 
-void take_words(LaneWords raw, uint lane) {
+LaneWords load_words(Uvec4s tiles, uint unit, uint lane) { return load_words_from(tiles, unit * UNIT_WORDS, lane); }
+
+// The invocation of the subgroup that has the words before: to be set once, outside of loops.
+uint lane_before;
+
+void set_lane_before(uint lane) { lane_before = (gl_SubgroupInvocationID & ~31u) | before(lane); }
+
+void take_words(LaneWords raw) {
     [[unroll]] for (uint i = 0; i < FOURS; i++) {
         [[unroll]] for (uint j = 0; j < 4; j++) {
             words[1 + 4 * i + j] = raw.fours[i][j];
@@ -80,7 +92,7 @@ void take_words(LaneWords raw, uint lane) {
     if (SUBGROUP < 32) {
         words[0] = raw.last;
     } else {
-        words[0] = subgroupShuffle(words[WORDS], (gl_SubgroupInvocationID & ~31u) | before(lane));
+        words[0] = subgroupShuffle(words[WORDS], lane_before);
     }
 }
 
@@ -109,8 +121,16 @@ uint state(uint i) {
     return first ? bitfieldExtract(bits, 8, 16) : bits & 0xffffu;
 }
 
+// 0x83000000, if it is needed.
+uint upper_factor;
+
 uint hash(uint state) {
     if (CODEBOOK == MUL1) {
+        if (AMD) {
+            // The factor's highest byte, which the compiler does not know, in a pair of halves; the others as 24 bits.
+            const u16vec2 upper = u16vec2(uint16_t(state)) * unpack16(upper_factor);
+            return pack32(upper) + state * 0xdcd12du;
+        }
         return state * 0x83dcd12du;
     }
     const uint product = CODEBOOK == MCG ? state * 0xcbac1fedu : state * 89226354u + 64248484u;

@@ -16,7 +16,8 @@ void main() {
     const uint index = gl_GlobalInvocationID.x / 32;
     const uint lane = gl_LocalInvocationIndex % 32;
     const uint unit = p.first + min(index, p.units - 1);
-    take_words(load_words(p.tiles, unit, lane), lane);
+    set_lane_before(lane);
+    take_words(load_words(p.tiles, unit, lane));
     if (index >= p.units) {
         return;
     }

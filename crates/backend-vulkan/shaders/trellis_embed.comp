@@ -27,7 +27,8 @@ void main() {
     // Each of the eight teams has a unit: four by outputs, two by inputs.
     const uint team = gl_LocalInvocationIndex / 32;
     const uint group = 2 * gl_WorkGroupID.x + team / 4;
-    take_words(load_words(p.table, (token / 128 * p.groups + group) * 4 + team % 4, lane), lane);
+    set_lane_before(lane);
+    take_words(load_words(p.table, (token / 128 * p.groups + group) * 4 + team % 4, lane));
     float sums[16];
     [[unroll]] for (uint i = 0; i < 16; i++) {
         sums[i] = 0.0;

@@ -10,7 +10,7 @@
 // copies of an activation times these bytes, and the sum of the activations, give the product. With halves, weights are
 // made for matrix instructions, in the registers where these expect them: only for devices of which
 // `matrix_layout.comp` has shown that.
-//! for ACTIVATIONS in int8 f32 half
+//! for ACTIVATIONS in int8 splat f32 half
 
 #include "types.glsl"
 #ifndef ACTIVATIONS_F32
@@ -54,6 +54,7 @@ layout(push_constant, scalar) uniform Push {
     uint outputs[3]; // multiples of 128
     uint groups;     // of 64 inputs
     uint unused;     // outputs of each that don't count, 8 bits each
+    uint upper_factor; // for `hash`
 } p;
 
 // What a lane has summed up: outputs by columns.
@@ -63,7 +64,7 @@ float sums[SUMS];
 // [SPLIT, MATRICES, COLUMNS, BLOCK]
 shared float shared_sums[SPLIT * WIDTH];
 
-#ifdef ACTIVATIONS_INT8
+#if defined(ACTIVATIONS_INT8) || defined(ACTIVATIONS_SPLAT)
 
 // B · 0.0067672… − 3.453125 is the weight of the sum of bytes B, but for its rounding.
 const float STEP = 0.00676727294921875;
@@ -74,25 +75,42 @@ uint splat(uint word, uint index) {
     return pack32(u8vec4(one, one, one, one));
 }
 
+#ifdef ACTIVATIONS_SPLAT
+// Four words for each `m` (`rotated.glsl`).
+struct Tile { uvec4 m[4]; };
+layout(buffer_reference, scalar, buffer_reference_align = 16) buffer Tiles { Tile at[]; };
+#endif
+
 void accumulate(LaneWords raw, uint group, uint lane) {
-    Uvec4s activations = Uvec4s(p.activations);
+#ifdef ACTIVATIONS_SPLAT
+    Tile tiles[COLUMNS];
+#else
     uvec4 quants[COLUMNS];
+#endif
     vec2 factors[COLUMNS];
     int dots[SUMS];
     [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
         const uint at = column * p.groups + group;
-        quants[column] = activations.at[4 * at + lane % 4];
-        factors[column] = Vec2s(p.sums).at[at];
+#ifdef ACTIVATIONS_SPLAT
+        tiles[column] = Tiles(pack64(p.activations) + uint64_t(256 * at + 64 * (lane % 4))).at[0];
+#else
+        quants[column] = Uvec4s(pack64(p.activations) + uint64_t(64 * at + 16 * (lane % 4))).at[0];
+#endif
+        factors[column] = Vec2s(pack64(p.sums) + uint64_t(8 * at)).at[0];
     }
     [[unroll]] for (uint i = 0; i < SUMS; i++) {
         dots[i] = 0;
     }
-    take_words(raw, lane);
+    take_words(raw);
     [[unroll]] for (uint m = 0; m < 4; m++) {
         [[unroll]] for (uint b = 0; b < 4; b++) {
             uint splats[COLUMNS];
             [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
+#ifdef ACTIVATIONS_SPLAT
+                splats[column] = tiles[column].m[m][b];
+#else
                 splats[column] = splat(quants[column][m], b);
+#endif
             }
             [[unroll]] for (uint k = 0; k < LANE_OUTPUTS; k++) {
                 const uint bytes = hash(state(32 * (k / 2) + 8 * m + 4 * (k % 2) + b));
@@ -113,7 +131,7 @@ void accumulate(LaneWords raw, uint group, uint lane) {
 
 void accumulate(LaneWords raw, uint group, uint lane) {
     Vec2s activations = Vec2s(p.activations);
-    take_words(raw, lane);
+    take_words(raw);
     [[unroll]] for (uint m = 0; m < 4; m++) {
         vec4 values[COLUMNS];
         [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
@@ -172,7 +190,7 @@ void accumulate(LaneWords raw, uint group, uint lane) {
         const uint of = min(2 * (lane % 4) + j, COLUMNS - 1);
         factors[j] = Vec2s(p.sums).at[of * p.groups + group].x;
     }
-    take_words(raw, lane);
+    take_words(raw);
     RESULTS results[2];
     results[0] = RESULTS(0.0);
     results[1] = RESULTS(0.0);
@@ -339,14 +357,15 @@ void multiply(Place at, uint lane) {
     const uint parts = SPLIT * gl_NumWorkGroups.y;
     const uint part = gl_WorkGroupID.y * SPLIT + team / UNITS / MATRICES;
     const uint end = (part + 1) * p.groups / parts;
-    Uvec4s tiles = Uvec4s(p.weights[at.segment]);
-    const uint unit = at.block * p.groups * UNITS + team % UNITS;
     uint group = part * p.groups / parts;
     if (group < end) {
-        LaneWords raw = load_words(tiles, unit + group * UNITS, lane);
+        Uvec4s tiles = Uvec4s(p.weights[at.segment]);
+        uint first = ((at.block * p.groups + group) * UNITS + team % UNITS) * UNIT_WORDS;
+        LaneWords raw = load_words_from(tiles, first, lane);
         for (; group < end; group++) {
-            // The last one's successor is loaded for nothing: cheaper than a branch in the way of the compiler.
-            const LaneWords next = load_words(tiles, unit + min(group + 1, end - 1) * UNITS, lane);
+            // The last one's successor is itself, loaded for nothing: cheaper than a branch in the way of the compiler.
+            first += group + 1 < end ? UNITS * UNIT_WORDS : 0;
+            const LaneWords next = load_words_from(tiles, first, lane);
             accumulate(raw, group, lane);
             raw = next;
         }
@@ -356,6 +375,8 @@ void multiply(Place at, uint lane) {
 void main() {
     const uint lane = gl_LocalInvocationIndex % 32;
     const Place at = place();
+    upper_factor = p.upper_factor;
+    set_lane_before(lane);
 #ifdef ACTIVATIONS_HALF
     [[unroll]] for (uint i = 0; i < 8; i++) {
         products[i] = 0.0;

@@ -69,6 +69,13 @@ pub struct Features {
     pub memory_bytes: u64,
 }
 
+impl Features {
+    /// Whether the device is one of AMD's: nobody else has both sizes of subgroups.
+    pub(crate) fn is_amd(&self) -> bool {
+        self.subgroup_range == (32, 64)
+    }
+}
+
 /// The features that every device must have, with the words of a message.
 pub(crate) struct Required<'a> {
     core: vk::PhysicalDeviceFeatures,

@@ -9,7 +9,8 @@ use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use ash::vk;
-use tensor::{BackendError, BufferId, DType, LoadOptions, Op, Precision, Program};
+use tensor::format::trellis::{Codebook, Rate};
+use tensor::{BackendError, BufferId, DType, LoadOptions, Op, Precision, Program, TrellisFormat, WeightFormat};
 
 use crate::context::Context;
 use crate::dispatch::Dispatch;
@@ -64,14 +65,14 @@ pub struct Compiled {
     pub assembly: String,
 }
 
-/// Compiles every pipeline for the published sizes of Gemma 3 and gives each to `found`. `index` chooses the device.
-/// The number of pipelines is returned.
+/// Compiles every pipeline for the published sizes of Gemma 3 whose name begins with `start`, and gives each to `found`.
+/// `index` chooses the device. The number of pipelines is returned.
 ///
 /// The device is not closed: a driver without its device, as RADV's null device is, can't wait for it to be idle.
 ///
 /// # Errors
 /// No device, one that says nothing about its pipelines, or a pipeline that can't be compiled.
-pub fn compile(index: Option<usize>, found: &mut dyn FnMut(&Compiled)) -> Result<usize, BackendError> {
+pub fn compile(index: Option<usize>, start: &str, found: &mut dyn FnMut(&Compiled)) -> Result<usize, BackendError> {
     let context = ManuallyDrop::new(Context::open(index)?);
     if !context.features().pipeline_statistics {
         return Err(BackendError::Unsupported {
@@ -85,7 +86,8 @@ pub fn compile(index: Option<usize>, found: &mut dyn FnMut(&Compiled)) -> Result
     for subgroup in subgroups(&context) {
         let context = ManuallyDrop::new(with_subgroup(index, subgroup)?);
         let pipelines = ManuallyDrop::new(Pipelines::new(&context)?);
-        for kernel in kernels(&context, &SHAPES, &DType::ALL) {
+        let kernels = kernels(&context, &SHAPES, &formats());
+        for kernel in kernels.into_iter().filter(|kernel| kernel.shader.starts_with(start)) {
             let failure = |error| context.failure(&format!("compiling `{}`", kernel.shader), error);
             let compiled = compile_one(&context, pipelines.layout, &kernel).map_err(failure)?;
             found(&compiled);
@@ -109,11 +111,21 @@ fn with_subgroup(index: Option<usize>, subgroup: u32) -> Result<Arc<Context>, Ba
     Ok(context)
 }
 
+/// All block formats, and the trellis at the rates and with the codebooks that models are likely to have.
+pub(crate) fn formats() -> Vec<WeightFormat> {
+    let trellis =
+        [(4, Codebook::Mul1), (5, Codebook::Mul1), (6, Codebook::Mul1), (8, Codebook::Mul1), (8, Codebook::Mcg)];
+    let trellis = trellis.into_iter().filter_map(|(half_bits, codebook)| {
+        Some(WeightFormat::Trellis(TrellisFormat { rate: Rate::from_half_bits(half_bits)?, codebook, rotation: 0 }))
+    });
+    DType::ALL.into_iter().map(WeightFormat::Blocks).chain(trellis).collect()
+}
+
 /// The distinct kernels of passes over models of these sizes with weights in these formats.
-pub(crate) fn kernels(context: &Arc<Context>, shapes: &[Shape], dtypes: &[DType]) -> Vec<Kernel> {
+pub(crate) fn kernels(context: &Arc<Context>, shapes: &[Shape], formats: &[WeightFormat]) -> Vec<Kernel> {
     let mut kernels: Vec<Kernel> = Vec::new();
-    for (&shape, &dtype) in shapes.iter().flat_map(|shape| dtypes.iter().map(move |dtype| (shape, dtype))) {
-        let (program, logits) = model::program(shape, dtype);
+    for (&shape, &format) in shapes.iter().flat_map(|shape| formats.iter().map(move |format| (shape, format))) {
+        let (program, logits) = model::program(shape, format);
         for precision in [Precision::Fast, Precision::F32] {
             for cache_dtype in CACHE_DTYPES {
                 let options = options(precision, cache_dtype);
@@ -162,7 +174,7 @@ fn dispatches(context: &Arc<Context>, program: &Program, logits: BufferId, optio
             tiles: 0,
             arrivals: 0,
             slices: 0,
-            trellis: TrellisScratch::default(),
+            trellis: TrellisScratch { room: (256 << 20, 64 << 20), ..TrellisScratch::default() },
         },
         scratch: Scratch { counters: 0, partial: 0 },
         sink: 0,
@@ -236,6 +248,9 @@ fn constants(shader: &str) -> &'static [&'static str] {
         ],
         "matmul" => &["TILE_TOKENS", "TILE_OUTPUTS", "OWN"],
         "matmul_matrix" => &["TILE_TOKENS", "TILE_OUTPUTS", "STEP", "SUB_TOKENS", "SUB_OUTPUTS", "BUFFERS"],
+        "trellis_matvec" => &["HALF_BITS", "CODEBOOK", "COLUMNS", "SPLIT", "EPILOGUE", "AMD"],
+        "trellis_decode" | "trellis_embed" | "trellis_repack" => &["HALF_BITS", "CODEBOOK"],
+        "trellis_rotate" => &["FORM"],
         "norm" => &["HELD", "ADDS", "WRITES_FLOATS", "WRITES_QUANTS", "ORDER", "ROTATES"],
         "attention_decode" => {
             &["CACHE_WIDTH", "HEAD_DIM", "GROUP", "TEAM", "QUANTIZE", "STEP", "PREPARES", "EPSILON", "ORDER", "ROTATES"]
@@ -268,6 +283,8 @@ fn declared_lanes(kernel: &Kernel) -> u32 {
         // With several columns a lane takes two rows or more, so that half as many have as much on the way, and every
         // weight is multiplied several times.
         "matvec" | "matvec_floats" => 4 * 32,
+        // Bound by arithmetic; words of weights are on the way while those before them are decoded.
+        "trellis_matvec" => 4 * 32,
         // Bound by memory, but a lane has four positions in flight, each with a load or two of 16 bytes.
         "attention_decode" => 4 * 32,
         // Bound by arithmetic, and most of their registers are sums: two subgroups hide the latency of the ALU, and
@@ -282,6 +299,9 @@ fn declared_lanes(kernel: &Kernel) -> u32 {
 
 /// Weights that one lane decodes in an iteration of the loop of a product by few columns.
 fn weights_per_iteration(kernel: &Kernel) -> Option<u32> {
+    if stem(&kernel.shader) == "trellis_matvec" {
+        return Some(64);
+    }
     let [rows, _, _, epilogue, ref rest @ ..] = kernel.constants[..] else { return None };
     let dtype = kernel.shader.strip_prefix("matvec").and_then(|rest| rest.split('.').nth(1))?;
     let dtype = DType::ALL.into_iter().find(|candidate| candidate.to_string() == dtype)?;

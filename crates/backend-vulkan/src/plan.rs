@@ -56,6 +56,8 @@ pub(crate) struct Setting {
     pub(crate) matrices: bool,
     /// Whether it holds their elements where products with trellis weights put them.
     pub(crate) matrix_layout: bool,
+    /// Whether the device is one of AMD's.
+    pub(crate) amd: bool,
     /// Whether tokens are so few that products go row by row.
     pub(crate) few_tokens: bool,
     /// Whether output rows are.
@@ -83,8 +85,8 @@ impl Setting {
 
     /// What products with trellis weights may use.
     pub(crate) fn arithmetic(&self) -> Arithmetic {
-        let Setting { precision, integer_dot, matrix_layout, .. } = *self;
-        Arithmetic { precision, integer_dot, matrix_layout }
+        let Setting { precision, integer_dot, matrix_layout, amd, .. } = *self;
+        Arithmetic { precision, integer_dot, matrix_layout, splats: amd }
     }
 
     /// The form for products with a trellis weight. Many rows are rotated by these products themselves.

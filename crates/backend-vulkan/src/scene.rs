@@ -65,6 +65,7 @@ fn setting(context: &Context, options: &LoadOptions, tokens: usize, outputs: usi
         integer_dot: context.features().integer_dot,
         matrices: path(context.features(), options.precision, DType::F16) == Path::Matrix,
         matrix_layout: context.features().matrix_layout,
+        amd: context.features().is_amd(),
         few_tokens: tokens <= COLUMNS_MAX,
         few_outputs: outputs <= COLUMNS_MAX,
         one_token: tokens <= 1,

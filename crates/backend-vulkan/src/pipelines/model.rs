@@ -1,6 +1,6 @@
 //! Programs with the ops of Gemma 3, two layers each: everything that its passes dispatch occurs in them.
 
-use tensor::{BufferId, DType, Op, Program, ProgramBuilder, Rows, Scalar};
+use tensor::{BufferId, DType, Op, Program, ProgramBuilder, Rows, Scalar, TrellisFormat, WeightFormat};
 
 /// The sizes of a published model.
 #[derive(Clone, Copy, Debug)]
@@ -38,13 +38,15 @@ struct Activations {
 struct Builder {
     program: ProgramBuilder,
     shape: Shape,
-    dtype: DType,
+    format: WeightFormat,
+    /// Numbers of the scales of trellis weights' inputs so far, and the input that has the last one.
+    rotation: (u32, Option<BufferId>),
 }
 
 /// The program of a local and a global layer, the final norm and the head; weights of a format, or of [`DType::Q8_0`]
 /// where its blocks don't divide a row, as converters do it. Gives the buffer of the logits too.
-pub(crate) fn program(shape: Shape, dtype: DType) -> (Program, BufferId) {
-    let mut builder = Builder { program: ProgramBuilder::new(), shape, dtype };
+pub(crate) fn program(shape: Shape, format: WeightFormat) -> (Program, BufferId) {
+    let mut builder = Builder { program: ProgramBuilder::new(), shape, format, rotation: (0, None) };
     let table = builder.matrix("embedding", VOCABULARY, shape.hidden);
     let (tokens, outputs) = (builder.activations(Rows::Tokens), builder.activations(Rows::Outputs));
     builder.program.push(Op::Embed { table, scale: Scalar(1.0), output: tokens.residual });
@@ -62,8 +64,12 @@ pub(crate) fn program(shape: Shape, dtype: DType) -> (Program, BufferId) {
 
 impl Builder {
     fn matrix(&mut self, name: impl Into<String>, rows: usize, columns: usize) -> BufferId {
-        let fits = columns.is_multiple_of(self.dtype.block_len());
-        self.program.weight(name, if fits { self.dtype } else { DType::Q8_0 }, rows, columns)
+        let format: WeightFormat = match self.format {
+            WeightFormat::Blocks(dtype) if !columns.is_multiple_of(dtype.block_len()) => DType::Q8_0.into(),
+            WeightFormat::Blocks(dtype) => dtype.into(),
+            WeightFormat::Trellis(format) => TrellisFormat { rotation: self.rotation.0, ..format }.into(),
+        };
+        self.program.weight(name, format, rows, columns)
     }
 
     fn activations(&mut self, rows: Rows) -> Activations {
@@ -85,6 +91,10 @@ impl Builder {
     }
 
     fn linear(&mut self, name: &str, (rows, columns): (usize, usize), input: BufferId, output: BufferId) {
+        // Weights with the same input, one after the other, share the scales of their inputs.
+        if self.rotation.1 != Some(input) {
+            self.rotation = (self.rotation.0 + 1, Some(input));
+        }
         let weight = self.matrix(name, rows, columns);
         self.program.push(Op::Linear { weight, input, output });
     }

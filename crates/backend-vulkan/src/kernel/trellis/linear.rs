@@ -35,7 +35,8 @@ pub(crate) fn linear(
     }
     let mut dispatches = Vec::new();
     let form = |weight: &TrellisWeight| arithmetic.form(weight.format, rows);
-    for form_of_parts in [RotatedForm::Floats, RotatedForm::Integers, RotatedForm::Halfs] {
+    let forms = [RotatedForm::Floats, RotatedForm::Integers, RotatedForm::Halfs, RotatedForm::Splats];
+    for form_of_parts in forms {
         let parts: Vec<_> = parts.iter().filter(|(weight, _)| form(weight) == form_of_parts).copied().collect();
         let Some((weight, _)) = parts.first() else { continue };
         let rotated = Rotated { form: form_of_parts, values: scratch.rotated, sums: scratch.sums };

@@ -180,8 +180,8 @@ fn dispatch(
     };
     assert!(weights.len() <= PARTS_MAX && weights.iter().all(same), "{weights:?}");
     let mut constants = format_constants(&weight);
-    constants.extend([columns as u32, tiling.split, epilogue]);
-    let form = ["", "f32", "int8", "half"][input.form as usize];
+    constants.extend([columns as u32, tiling.split, epilogue, u32::from(features.is_amd())]);
+    let form = ["", "f32", "int8", "half", "splat"][input.form as usize];
     let mut kernel = kernel(features, format!("trellis_matvec.{form}"), constants);
     kernel.workgroup = tiling.split * (TEAM * ABREAST * matrices) as u32;
     let outputs: usize = weights.iter().map(TrellisWeight::outputs).sum();
@@ -221,7 +221,8 @@ fn push(
         push = push.number(weights.get(index).map_or(0, TrellisWeight::outputs));
     }
     let unused = weights.iter().enumerate().map(|(index, weight)| (weight.outputs() - weight.rows) << (8 * index));
-    push.number(weights[0].groups()).number(unused.sum())
+    // The highest byte of MUL1's factor.
+    push.number(weights[0].groups()).number(unused.sum()).number(0x8300_0000)
 }
 
 fn label(op: &str, weights: &[TrellisWeight], columns: usize) -> String {

@@ -13,6 +13,8 @@ pub(crate) enum RotatedForm {
     Integers = 2,
     /// f16 with a scale for each block of 128, for matrix instructions.
     Halfs = 3,
+    /// [`RotatedForm::Integers`], each in all four bytes of a word, for devices that take long to copy bytes.
+    Splats = 4,
 }
 
 /// What products of few columns may use.
@@ -24,6 +26,8 @@ pub(crate) struct Arithmetic {
     pub(crate) integer_dot: bool,
     /// Whether matrix instructions can take weights from where lanes decode them.
     pub(crate) matrix_layout: bool,
+    /// Whether integers are better read four times than copied.
+    pub(crate) splats: bool,
 }
 
 impl Arithmetic {
@@ -31,10 +35,11 @@ impl Arithmetic {
     /// one, but for one column a weight need not even be made.
     pub(crate) fn form(self, format: TrellisFormat, columns: usize) -> RotatedForm {
         let fast = self.precision == Precision::Fast && self.integer_dot;
+        let integers = if self.splats { RotatedForm::Splats } else { RotatedForm::Integers };
         match format.codebook {
-            Codebook::Mul1 if fast && columns == 1 => RotatedForm::Integers,
+            Codebook::Mul1 if fast && columns == 1 => integers,
             _ if fast && self.matrix_layout => RotatedForm::Halfs,
-            Codebook::Mul1 if fast => RotatedForm::Integers,
+            Codebook::Mul1 if fast => integers,
             _ => RotatedForm::Floats,
         }
     }
@@ -61,7 +66,7 @@ impl Rotated {
     /// The rows from number `first` on, of `inputs` elements each.
     pub(crate) fn from_row(self, first: usize, inputs: usize) -> Rotated {
         let bytes = match self.form {
-            RotatedForm::Floats => 4,
+            RotatedForm::Floats | RotatedForm::Splats => 4,
             RotatedForm::Integers => 1,
             RotatedForm::Halfs => 2,
         };

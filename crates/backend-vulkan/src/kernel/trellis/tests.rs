@@ -98,9 +98,11 @@ fn scratch(lab: &mut Lab, weights: &[TrellisWeight], tokens: usize) -> TrellisSc
 }
 
 fn arithmetic(features: &Features, precision: Precision) -> Arithmetic {
-    Arithmetic { precision, integer_dot: features.integer_dot, matrix_layout: features.matrix_layout }
+    let Features { integer_dot, matrix_layout, .. } = *features;
+    Arithmetic { precision, integer_dot, matrix_layout, splats: features.is_amd() }
 }
 
+/// Also what is chosen for AMD's devices.
 fn check_linear(lab: &mut Lab, format: TrellisFormat, sizes: &[usize], columns: usize, tokens: usize) {
     let made: Vec<Made> =
         sizes.iter().enumerate().map(|(index, &rows)| make(lab, format, rows, columns, 5 + index as u64)).collect();
@@ -109,7 +111,12 @@ fn check_linear(lab: &mut Lab, format: TrellisFormat, sizes: &[usize], columns: 
     let weights: Vec<TrellisWeight> = made.iter().map(|made| made.weight).collect();
     let scratch = scratch(lab, &weights, tokens);
     let matrices = lab.features().matrix_f16.is_some();
-    for precision in [Precision::F32, Precision::Fast] {
+    let mut amd = lab.features().clone();
+    amd.subgroup_range = (32, 64);
+    let kinds = [lab.features().clone(), amd];
+    for (features, precision) in
+        [(&kinds[0], Precision::F32), (&kinds[0], Precision::Fast), (&kinds[1], Precision::Fast)]
+    {
         let outputs: Vec<Slice> =
             sizes.iter().map(|&rows| lab.upload(&vec![0xff; 4 * tokens * pitch(rows)]).unwrap()).collect();
         let parts: Vec<(TrellisWeight, View)> = made
@@ -184,6 +191,7 @@ fn rotated_values(lab: &mut Lab, form: RotatedForm, values: Slice, sums: Slice, 
     let read = |index: usize| match form {
         RotatedForm::Floats => bytemuck::cast_slice::<u8, f32>(&bytes)[index],
         RotatedForm::Integers => f32::from(bytes[index] as i8),
+        RotatedForm::Splats => f32::from(bytes[4 * index] as i8),
         RotatedForm::Halfs => f16::from_bits(bytemuck::cast_slice::<u8, u16>(&bytes)[index]).to_f32(),
     };
     let place = |index: usize| match (form, index % 16) {
@@ -205,7 +213,12 @@ fn activations_are_rotated_in_all_forms() {
     let view = upload_rows(&mut lab, rows, columns, &input);
     let scales = Random(77).normal(256, 1.0).into_iter().map(|x| f16::from_f32(x + 0.1f32.copysign(x)).to_f32());
     let scales: Vec<f32> = scales.collect();
-    for (form, steps) in [(RotatedForm::Floats, 1e6), (RotatedForm::Integers, 250.0), (RotatedForm::Halfs, 2000.0)] {
+    for (form, steps) in [
+        (RotatedForm::Floats, 1e6),
+        (RotatedForm::Integers, 250.0),
+        (RotatedForm::Halfs, 2000.0),
+        (RotatedForm::Splats, 250.0),
+    ] {
         let (bytes, sum_bytes) = Rotated::bytes(rows, columns);
         let (values, sums) = (lab.upload(&vec![0xff; bytes]).unwrap(), lab.upload(&vec![0xff; sum_bytes]).unwrap());
         let target = Rotated { form, values: values.address, sums: sums.address };
