@@ -19,6 +19,9 @@ use crate::scale::{BlockSample, Sample, ring_at};
 /// Tiles with the largest weights that a scale search looks at.
 const EXTREME_TILES: usize = 16;
 
+/// A scale search looks at no more than one of so many tiles, so that a small weight takes no longer than to round it.
+const SAMPLE_SHARE: usize = 8;
+
 /// Outputs that are rounded for trial, to see by how much the feedback widens the weights.
 const TRIAL_OUTPUTS: usize = 32;
 
@@ -31,7 +34,8 @@ pub struct Settings {
     pub feedback: bool,
     /// The deviation of the codebook over that of the weights, more than 0; `None` to search for the best.
     pub scale: Option<f32>,
-    /// About how many tiles such a search encodes at each scale, besides those with the largest weights.
+    /// About how many tiles such a search encodes at each scale, besides those with the largest weights; at most an
+    /// eighth of all.
     pub sample_tiles: usize,
     /// Of the outputs' signs.
     pub seed: u64,
@@ -210,11 +214,11 @@ impl<'a> Job<'a> {
 /// of other inputs to the weights: by how much it widens them, a few outputs show that are rounded with it.
 fn search_scale(weight: &Weight<'_>, factor: &Factor, encoder: &Encoder, svh: &[f16], settings: &Settings) -> f32 {
     let blocks = weight.outputs() / BLOCK;
-    let each = settings.sample_tiles.div_ceil(blocks).max(1);
+    let total = weight.values().len() / LEN;
+    let each = settings.sample_tiles.min(total / SAMPLE_SHARE).div_ceil(blocks).max(1);
     let samples = map_blocks(weight, factor.suh(), svh, settings.threads, |block, rotated| {
         BlockSample::new(&rotated, block, each)
     });
-    let total = weight.values().len() / LEN;
     let best = Sample::new(samples, total, EXTREME_TILES).best_factor(encoder, settings.threads);
     if !settings.feedback {
         return best.recip();
