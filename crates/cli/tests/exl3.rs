@@ -119,6 +119,51 @@ fn a_folder_is_described_and_runs() {
 }
 
 #[test]
+fn layouts_are_converted() {
+    let folder = Folder::new("converted");
+    let source = Folder(folder.0.join("source"));
+    std::fs::create_dir_all(&source.0).unwrap();
+    write(&source, &QuantizationConfig::default());
+    let [small, large] = ["small", "large"].map(|name| folder.0.join(name).to_str().unwrap().to_owned());
+    let convert = |from: &str, layout: &str, into: &str, more: &[&str]| {
+        run(&[&["convert", from, "--layout", layout, "--output", into], more].concat())
+    };
+    let refused = |output: &Output, parts: &[&str]| {
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+    };
+    let lost = convert(source.path(), "compact", &small, &[]);
+    refused(&lost, &["`model.embed_tokens.weight` is not what the head is decoded to", "--drop-embedding"]);
+    let done = convert(source.path(), "compact", &small, &["--drop-embedding"]);
+    assert!(done.status.success() && text(&done.stderr).contains("wrote `"), "{}", text(&done.stderr));
+    refused(&convert(&small, "compact", &large, &[]), &["the layout compact already"]);
+    refused(&convert(&small, "exllamav3", source.path(), &[]), &["exists already", "--force"]);
+    refused(&convert(golden().to_str().unwrap(), "compact", &large, &[]), &["no folder of trellis weights"]);
+    let json = text(&convert(&small, "exllamav3", &large, &["--json"]).stdout);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(json["bytes"].as_u64() > json["bytes_before"].as_u64(), "{json}");
+    let logits = |folder: &str| {
+        let file = format!("{folder}-logits");
+        let arguments = ["logits", folder, "--token-ids", "2,17,5", "--device", "cpu", "--precision", "f32"];
+        let output = run(&[&arguments[..], &["--output", &file]].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let bytes = std::fs::read(file).unwrap();
+        let tensors = checkpoint::safetensors::parse("logits", &bytes).unwrap();
+        bytes[tensors[0].range.clone()]
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&bytes| f32::from_le_bytes(bytes))
+            .collect::<Vec<f32>>()
+    };
+    let (small, large) = (logits(&small), logits(&large));
+    let largest = small.iter().fold(0.0f32, |largest, logit| largest.max(logit.abs()));
+    let worst = small.iter().zip(&large).fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()));
+    assert!(worst < 0.002 * largest, "{worst} of {largest}");
+}
+
+#[test]
 fn another_version_is_refused() {
     let folder = Folder::new("version");
     write(&folder, &QuantizationConfig { version: Some("3.1".into()), ..Default::default() });

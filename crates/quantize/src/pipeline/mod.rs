@@ -6,6 +6,7 @@
 //! the same.
 
 mod allocate;
+mod convert;
 mod error;
 mod folder;
 mod options;
@@ -34,6 +35,7 @@ use rounding::{Count, INPUTS, Shared, pad, round};
 use states::{Replaced, Runner, States};
 use workspace::{Workspace, sum_of};
 
+pub use convert::{Conversion, layout_of};
 pub use error::PipelineError;
 pub use options::{Allocation, Budget, Layout, Observer, Options, Stage};
 

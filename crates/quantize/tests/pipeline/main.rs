@@ -1,5 +1,6 @@
 //! A whole model, in one go and with interruptions.
 
+mod layouts;
 mod random;
 
 use std::collections::BTreeMap;
@@ -7,9 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use checkpoint::Checkpoint;
-use engine::{Engine, EngineOptions, ModelSource};
-use quantize::pipeline::{Allocation, Budget, Layout, Observer, Options, PipelineError, Stage, Task};
-use tensor::WeightFormat;
+use engine::ModelSource;
+use quantize::pipeline::{Allocation, Budget, Observer, Options, PipelineError, Stage, Task};
 use tensor::format::trellis::Rate;
 use tensor::reference::ReferenceBackend;
 
@@ -101,30 +101,4 @@ fn other_settings_do_not_go_on_from_what_is_there() {
     assert!(other.to_string().contains("`seed` was 0, is 1"), "{other}");
     let little = Options { budget: Budget::BitsPerWeight(1.0), ..options() };
     assert!(matches!(run(&little, usize::MAX), Err(PipelineError::Budget { .. })));
-}
-
-#[test]
-fn both_layouts_are_models_that_give_nearly_the_same_logits() {
-    let folder = Folder::new("layouts");
-    let logits = |layout: Layout| {
-        let target = run(&folder, layout.name(), &Options { layout, ..options() }, usize::MAX).unwrap();
-        let checkpoint = Checkpoint::open(&target).unwrap();
-        let source = ModelSource::open(&checkpoint).unwrap();
-        let formats = source.tensors().iter().map(|tensor| tensor.format);
-        let trellises = formats.filter(|format| matches!(format, WeightFormat::Trellis(_))).count();
-        let options = EngineOptions { outputs_max: 64, ..EngineOptions::default() };
-        let mut engine = Engine::load(&checkpoint, &ReferenceBackend, &options).unwrap();
-        let (tokens, mut logits) = ((2..40).collect::<Vec<u32>>(), Vec::new());
-        engine.forward(&tokens, 0..tokens.len(), &mut |row| logits.extend_from_slice(row.logits)).unwrap();
-        assert!(logits.iter().all(|logit| logit.is_finite()));
-        (trellises, checkpoint.file_bytes(), logits)
-    };
-    let (compact, exllamav3) = (logits(Layout::Compact), logits(Layout::Exllamav3));
-    // Seven of the layer, and the head, which is the embedding of the compact layout too.
-    assert_eq!((compact.0, exllamav3.0), (8, 8));
-    assert!(exllamav3.1 >= compact.1 + 256 * 128 * 2, "{} and {} bytes", exllamav3.1, compact.1);
-    let largest = exllamav3.2.iter().fold(0.0f32, |largest, logit| largest.max(logit.abs()));
-    let worst = compact.2.iter().zip(&exllamav3.2).fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()));
-    // The embedding's own rounding, at 6 bits.
-    assert!(worst > 0.0 && worst < 0.1 * largest, "{worst} of {largest}");
 }
