@@ -183,8 +183,8 @@ impl<'a> Job<'a> {
         }
         let energy = energy(&rotated, self.factor, svh);
         rotate_back(&mut errors, self.factor.suh(), svh);
-        let weights = &self.weight.values()[block * BLOCK * self.weight.inputs()..][..errors.len()];
-        let numbers = Numbers { error, energy, squared_error: squares(&errors), squares: squares(weights) };
+        let weights = squares(&self.weight.block(block));
+        let numbers = Numbers { error, energy, squared_error: squares(&errors), squares: weights };
         Block { tiles, numbers }
     }
 
@@ -214,7 +214,7 @@ impl<'a> Job<'a> {
 /// of other inputs to the weights: by how much it widens them, a few outputs show that are rounded with it.
 fn search_scale(weight: &Weight<'_>, factor: &Factor, encoder: &Encoder, svh: &[f16], settings: &Settings) -> f32 {
     let blocks = weight.outputs() / BLOCK;
-    let total = weight.values().len() / LEN;
+    let total = weight.count() / LEN;
     let each = settings.sample_tiles.min(total / SAMPLE_SHARE).div_ceil(blocks).max(1);
     let samples = map_blocks(weight, factor.suh(), svh, settings.threads, |block, rotated| {
         BlockSample::new(&rotated, block, each)

@@ -24,13 +24,14 @@ use checkpoint::Metadata;
 use engine::{ModelSource, SourceTensor};
 use model::Role;
 use serde_json::{Value, json};
+use tensor::format::trellis::hadamard::BLOCK;
 use tensor::format::trellis::{Linear, Rate};
-use tensor::{Backend, DType, WeightBytes, WeightSource};
+use tensor::{Backend, WeightBytes, WeightSource};
 
 use crate::Hessian;
 use allocate::Item;
 use folder::About;
-use plan::Plan;
+use plan::{Plan, Target};
 use rounding::{Count, INPUTS, Shared, pad, round};
 use states::{Replaced, Runner, States};
 use workspace::{Workspace, sum_of};
@@ -373,19 +374,25 @@ impl Layers<'_> {
     /// A layer's trellises as matrices.
     fn replaced(&self, layer: usize, linears: &[Linear<'_>]) -> Replaced {
         let pairs = self.plan.of_layer(layer).zip(linears);
-        pairs
-            .map(|((_, target), linear)| {
-                (target.tensor.entry.name.clone(), (DType::F32, Arc::new(matrix(target.tensor, linear))))
-            })
-            .collect()
+        let matrix = |((_, target), linear): ((_, &Target<'_>), _)| {
+            (target.tensor.entry.name.clone(), Arc::new(matrix(target.tensor, linear)))
+        };
+        pairs.map(matrix).collect()
     }
 }
 
 /// A trellis without its padding, in f32.
-fn matrix(tensor: &SourceTensor, linear: &Linear<'_>) -> Vec<u8> {
-    let values = linear.dequantize();
-    let rows = values.chunks_exact(linear.inputs()).take(tensor.entry.rows);
-    rows.flat_map(|row| &row[..tensor.entry.columns]).flat_map(|value| value.to_le_bytes()).collect()
+fn matrix(tensor: &SourceTensor, linear: &Linear<'_>) -> Vec<f32> {
+    let (rows, columns) = (tensor.entry.rows, tensor.entry.columns);
+    let mut values = vec![0.0; rows * columns];
+    let mut block = vec![0.0; BLOCK * linear.inputs()];
+    for (number, rows) in values.chunks_mut(BLOCK * columns).enumerate() {
+        linear.dequantize_block(number, &mut block);
+        for (row, padded) in rows.chunks_exact_mut(columns).zip(block.chunks_exact(linear.inputs())) {
+            row.copy_from_slice(&padded[..columns]);
+        }
+    }
+    values
 }
 
 /// The scaled embeddings of sequences.

@@ -23,8 +23,8 @@ pub(super) struct States {
     pub(super) values: Arc<Vec<f32>>,
 }
 
-/// Weights that take the place of those of the source, by their names in programs.
-pub(super) type Replaced = HashMap<String, (DType, Arc<Vec<u8>>)>;
+/// Weights in f32 that take the place of those of the source, by their names in programs.
+pub(super) type Replaced = HashMap<String, Arc<Vec<f32>>>;
 
 /// What runs the layers.
 pub(super) struct Runner<'a> {
@@ -34,19 +34,11 @@ pub(super) struct Runner<'a> {
     pub(super) threads: usize,
 }
 
-struct StateBytes(Arc<Vec<f32>>);
+struct Values(Arc<Vec<f32>>);
 
-impl WeightBytes for StateBytes {
+impl WeightBytes for Values {
     fn bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
-    }
-}
-
-struct Bytes(Arc<Vec<u8>>);
-
-impl WeightBytes for Bytes {
-    fn bytes(&self) -> &[u8] {
-        &self.0
     }
 }
 
@@ -60,10 +52,10 @@ struct Weights<'a> {
 impl WeightSource for Weights<'_> {
     fn open(&self, name: &str, format: WeightFormat) -> Result<Arc<dyn WeightBytes>, WeightError> {
         if name == STATES {
-            return Ok(Arc::new(StateBytes(self.states.clone())));
+            return Ok(Arc::new(Values(self.states.clone())));
         }
         match self.replaced.get(name) {
-            Some((_, bytes)) => Ok(Arc::new(Bytes(bytes.clone()))),
+            Some(values) => Ok(Arc::new(Values(values.clone()))),
             None => self.source.open(name, format),
         }
     }
@@ -140,8 +132,10 @@ impl Runner<'_> {
 
     fn format(&self, replaced: &Replaced, entry: &TensorEntry) -> WeightFormat {
         let own = || self.source.tensors().iter().find(|tensor| tensor.entry.name == entry.name);
-        let replaced = replaced.get(&entry.name).map(|(dtype, _)| *dtype);
-        replaced.unwrap_or_else(|| own().expect("a tensor of the model").decoded()).into()
+        if replaced.contains_key(&entry.name) {
+            return DType::F32.into();
+        }
+        own().expect("a tensor of the model").decoded().into()
     }
 
     fn run(
