@@ -8,6 +8,7 @@
 mod allocate;
 mod convert;
 mod error;
+mod estimate;
 mod folder;
 mod options;
 mod plan;
@@ -29,6 +30,7 @@ use tensor::format::trellis::{Linear, Rate};
 use tensor::{Backend, WeightBytes, WeightSource};
 
 use crate::Hessian;
+use crate::error::check_finite;
 use allocate::Item;
 use folder::About;
 use plan::{Plan, Target};
@@ -38,6 +40,7 @@ use workspace::{Workspace, sum_of};
 
 pub use convert::{Conversion, layout_of};
 pub use error::PipelineError;
+pub use estimate::{Estimate, Part, Phase, Speeds, Work};
 pub use options::{Allocation, Budget, Layout, Observer, Options, Stage};
 
 /// Least tokens of calibration text.
@@ -95,10 +98,7 @@ impl Task<'_> {
     /// # Errors
     /// What [`PipelineError`] lists.
     pub fn run(&self, target: &Path, force: bool) -> Result<Report, PipelineError> {
-        let tokens = self.sequences.iter().map(Vec::len).sum();
-        if tokens < TOKENS_MIN {
-            return Err(PipelineError::TextTooShort { tokens, needed: TOKENS_MIN });
-        }
+        self.check_text()?;
         if target.exists() && !force {
             return Err(PipelineError::Exists(target.to_owned()));
         }
@@ -137,6 +137,14 @@ impl Task<'_> {
         let plan = Plan::new(self.source, self.options.layout)?;
         self.check_budget(&plan)?;
         self.report(&plan, &vec![0.0; plan.targets.len()], Allocation::Uniform)
+    }
+
+    fn check_text(&self) -> Result<(), PipelineError> {
+        let tokens = self.sequences.iter().map(Vec::len).sum();
+        if tokens < TOKENS_MIN {
+            return Err(PipelineError::TextTooShort { tokens, needed: TOKENS_MIN });
+        }
+        Ok(())
     }
 
     fn check_budget(&self, plan: &Plan<'_>) -> Result<(), PipelineError> {
@@ -409,6 +417,8 @@ fn embed(source: &ModelSource<'_>, sequences: &[Vec<u32>]) -> Result<States, Pip
     let mut row = vec![0.0; config.hidden];
     for &token in sequences.iter().flatten() {
         tensor.decoded().codec().decode(&data.bytes()[token as usize * row_bytes..][..row_bytes], &mut row);
+        check_finite("the weight", &row, config.hidden)
+            .map_err(|error| PipelineError::quantize(format!("`{}`", tensor.name))(error.in_rows(token as usize)))?;
         values.extend(row.iter().map(|value| value * scale));
     }
     Ok(States { lengths: sequences.iter().map(Vec::len).collect(), values: Arc::new(values) })

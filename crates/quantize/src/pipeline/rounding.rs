@@ -10,7 +10,8 @@ use tensor::format::trellis::{Codebook, Linear, Rate};
 use tensor::{DType, WeightBytes, WeightSource};
 
 use super::{Observer, Options, PipelineError, Stage};
-use crate::{Encoder, Factor, Hessian, Job, Settings, Weight, WeightRows, input_scales, parallel};
+use crate::error::check_finite;
+use crate::{Encoder, Factor, Hessian, Job, QuantizeError, Settings, Weight, WeightRows, input_scales, parallel};
 
 /// The matrices of a layer that multiply the same activations, in the order of [`model::LayerProgram::inputs`].
 pub(super) const INPUTS: [&[Role]; 4] =
@@ -80,6 +81,27 @@ impl WeightRows for StoredRows {
         rest.fill(0.0);
         self.data.release(range);
     }
+}
+
+/// An error about a layer's activations, or one about the weight that made them so: the first of the layer that has a
+/// number that is not finite.
+pub(super) fn blame(source: &ModelSource<'_>, layer: usize, error: PipelineError) -> PipelineError {
+    if !matches!(error, PipelineError::Quantize { source: QuantizeError::NotFinite { .. }, .. }) {
+        return error;
+    }
+    for tensor in source.tensors().iter().filter(|tensor| tensor.entry.layer == Some(layer)) {
+        let name = &tensor.name;
+        let checked = match tensor.entry.role.is_norm() {
+            true => source.norm(tensor).map_err(PipelineError::from).and_then(|values| {
+                check_finite("the norm", &values, values.len()).map_err(PipelineError::quantize(format!("`{name}`")))
+            }),
+            false => Padded::read(source, tensor).and_then(|padded| padded.weight(name).map(drop)),
+        };
+        if let Err(error) = checked {
+            return error;
+        }
+    }
+    error
 }
 
 /// Rows of a multiple of 128 columns.

@@ -62,7 +62,7 @@ pub(super) fn measure(
     let config = plan.source.config();
     if config.tied_embeddings {
         // Made again in the end: meanwhile a head would take more memory than all else.
-        let states = embed_with(plan, &chosen[..count], &probe.head_with_errors(&hessian)?)?;
+        let states = embed_with(plan, &chosen[..count.min(chosen.len())], &probe.head_with_errors(&hessian)?)?;
         probe.copies.push((plan.targets.len() - 1, states.values.to_vec()));
     }
     for layer in 0..config.layers.len() {
@@ -70,6 +70,26 @@ pub(super) fn measure(
     }
     let head = probe.head_with_errors(&hessian)?;
     probe.compare(head)
+}
+
+/// Tokens of the sequences that [`measure`] runs, and of those of them that it compares.
+pub(super) fn lengths(sequences: &[Vec<u32>], options: &Options) -> (Vec<usize>, Vec<usize>) {
+    let count = options.probe_tokens.div_ceil(SEQUENCE).max(1);
+    let all: Vec<usize> = spread(sequences, count).iter().map(Vec::len).collect();
+    let compared = all.iter().take(count).copied().collect();
+    (all, compared)
+}
+
+/// How many copies of the states are kept in the end.
+pub(super) fn copies(plan: &Plan<'_>, options: &Options) -> usize {
+    let layers = plan.source.config().layers.len();
+    let kept = (0..layers).filter(|&layer| keeps(options, layer, layers));
+    kept.map(|layer| plan.of_layer(layer).count()).sum::<usize>() + 1
+}
+
+/// Whether the weights of a layer are compared.
+pub(super) fn keeps(options: &Options, layer: usize, layers: usize) -> bool {
+    options.allocation == Allocation::Measured || layer.is_multiple_of(LAYERS_EACH) || layer + 1 == layers
 }
 
 /// Sequences from all over the text; the first `count` of them are compared.
@@ -85,7 +105,7 @@ fn spread(sequences: &[Vec<u32>], count: usize) -> Vec<Vec<u32>> {
 }
 
 /// Copies that go through a layer together, at most.
-const COPIES: usize = 32;
+pub(super) const COPIES: usize = 32;
 
 struct Probe<'a> {
     runner: &'a Runner<'a>,
@@ -188,8 +208,7 @@ impl Probe<'_> {
             let copies = copies.iter_mut().zip(after.values.chunks_exact(self.probes));
             copies.for_each(|((_, copy), after)| copy.copy_from_slice(after));
         }
-        let is_last = layer + 1 == config.layers.len();
-        let keeps = self.options.allocation == Allocation::Measured || layer.is_multiple_of(LAYERS_EACH) || is_last;
+        let keeps = keeps(self.options, layer, config.layers.len());
         for (input, hessian) in hessians.iter().enumerate() {
             let targets: Vec<_> = self.plan.of_layer(layer).filter(|(_, target)| target.input == input).collect();
             for ((index, target), weights) in targets.iter().zip(self.with_errors(&targets, hessian)?) {
@@ -307,7 +326,7 @@ fn relative(expected: &[f32], found: &[f32], width: usize) -> f64 {
 }
 
 /// The logarithms of probabilities.
-fn log_softmax(logits: &[f32]) -> Vec<f32> {
+pub(super) fn log_softmax(logits: &[f32]) -> Vec<f32> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.chunks(64).map(|part| f64::from(part.iter().map(|l| (l - largest).exp()).sum::<f32>())).sum();
     let shift = largest + sum.ln() as f32;

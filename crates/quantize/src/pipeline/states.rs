@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use engine::ModelSource;
 use model::{STATES, TensorEntry, build_head_program, build_layer_program};
+use tensor::backend::required_memory;
 use tensor::{
     Backend, Batch, BufferId, DType, LoadOptions, Loaded, Precision, Program, Segment, WeightBytes, WeightError,
     WeightFormat, WeightSource,
 };
 
+use super::rounding::blame;
 use super::{Observer, PipelineError};
+use crate::error::check_finite;
 
 /// Tokens of a pass, unless a sequence is longer.
 const BATCH_TOKENS: usize = 2048;
@@ -86,8 +89,24 @@ impl Rows<'_> {
 }
 
 impl Runner<'_> {
-    /// Runs a layer. `inputs` gets what its matrices multiply, in the order of [`model::LayerProgram::inputs`].
+    /// Runs a layer. `inputs` gets what its matrices multiply, in the order of [`model::LayerProgram::inputs`]. Fails if
+    /// what comes out is not finite, and names the weight that is to blame.
     pub(super) fn layer(
+        &self,
+        layer: usize,
+        replaced: &Replaced,
+        states: &States,
+        inputs: Option<&mut Inputs<'_>>,
+    ) -> Result<States, PipelineError> {
+        let after = self.layer_unchecked(layer, replaced, states, inputs).and_then(|after| {
+            check_finite("the residual stream", &after.values, self.source.config().hidden)
+                .map_err(PipelineError::quantize(format!("layer {layer}")))?;
+            Ok(after)
+        });
+        after.map_err(|error| blame(self.source, layer, error))
+    }
+
+    fn layer_unchecked(
         &self,
         layer: usize,
         replaced: &Replaced,
@@ -138,6 +157,43 @@ impl Runner<'_> {
         own().expect("a tensor of the model").decoded().into()
     }
 
+    /// How a program is loaded for sequences of these lengths.
+    fn options(&self, lengths: &[usize]) -> LoadOptions {
+        let batches = batches(lengths);
+        let tokens_max = batches.iter().map(|batch| batch.iter().sum()).max().unwrap_or(0);
+        LoadOptions {
+            tokens_max,
+            outputs_max: tokens_max,
+            sequences_max: batches.iter().map(|batch| batch.len()).max().unwrap_or(0),
+            context_max: lengths.iter().copied().max().unwrap_or(0),
+            cache_dtype: DType::F16,
+            precision: Precision::Fast,
+            threads: Some(self.threads),
+        }
+    }
+
+    /// Bytes that a pass of such sequences takes besides states and weights: activations, caches, and what is read of
+    /// them. `layer` is the number of a layer or `None` for the head.
+    pub(super) fn pass_bytes(
+        &self,
+        layer: Option<usize>,
+        lengths: &[usize],
+        logits: bool,
+    ) -> Result<u64, PipelineError> {
+        let (config, none) = (self.source.config(), Replaced::new());
+        let (states, format) = (lengths.iter().sum(), |entry: &TensorEntry| self.format(&none, entry));
+        let program = match layer {
+            Some(layer) => build_layer_program(config, layer, states, &format)?.program,
+            None => build_head_program(config, states, &format, logits)?.program,
+        };
+        let options = self.options(lengths);
+        let used = required_memory(&program, &options);
+        let widest = if logits { config.vocabulary } else { config.feed_forward.max(config.query_width()) };
+        // Activations in 8 bits for products, and a buffer that is read and padded.
+        let read = options.tokens_max * widest * (if logits { 4 } else { 8 } + 1);
+        Ok(used.scratch + used.caches + read as u64)
+    }
+
     fn run(
         &self,
         program: &Program,
@@ -145,18 +201,7 @@ impl Runner<'_> {
         states: &States,
         take: &mut Take<'_>,
     ) -> Result<(), PipelineError> {
-        let batches = states.batches();
-        let longest = states.lengths.iter().copied().max().unwrap_or(0);
-        let tokens_max = batches.iter().map(|batch| batch.iter().sum()).max().unwrap_or(0);
-        let options = LoadOptions {
-            tokens_max,
-            outputs_max: tokens_max,
-            sequences_max: batches.iter().map(|batch| batch.len()).max().unwrap_or(0),
-            context_max: longest,
-            cache_dtype: DType::F16,
-            precision: Precision::Fast,
-            threads: Some(self.threads),
-        };
+        let (batches, options) = (batches(&states.lengths), self.options(&states.lengths));
         let weights = Weights { source: self.source, replaced, states: states.values.clone() };
         let mut loaded = self.backend.load(program, &weights, &options)?;
         let mut first = 0;
@@ -182,18 +227,18 @@ impl States {
     pub(super) fn count(&self) -> usize {
         self.lengths.iter().sum()
     }
+}
 
-    /// The lengths of the sequences that go through a layer together.
-    fn batches(&self) -> Vec<&[usize]> {
-        let (mut batches, mut start, mut tokens) = (Vec::new(), 0, 0);
-        for (index, &length) in self.lengths.iter().enumerate() {
-            if index > start && tokens + length > BATCH_TOKENS {
-                batches.push(&self.lengths[start..index]);
-                (start, tokens) = (index, 0);
-            }
-            tokens += length;
+/// The lengths of the sequences that go through a layer together.
+fn batches(lengths: &[usize]) -> Vec<&[usize]> {
+    let (mut batches, mut start, mut tokens) = (Vec::new(), 0, 0);
+    for (index, &length) in lengths.iter().enumerate() {
+        if index > start && tokens + length > BATCH_TOKENS {
+            batches.push(&lengths[start..index]);
+            (start, tokens) = (index, 0);
         }
-        batches.push(&self.lengths[start..]);
-        batches
+        tokens += length;
     }
+    batches.push(&lengths[start..]);
+    batches
 }

@@ -26,8 +26,8 @@ impl Drop for Folder {
     }
 }
 
-/// One layer of the smallest sizes that have blocks of 128 to share (two of most), padding (keys and values have 64
-/// rows) and two groups of inputs that feed back errors.
+/// One layer of the smallest sizes that have blocks of 128 to share, padding of outputs (keys and values have 64) and of
+/// inputs (the down projection has 200), and two groups of inputs that feed back errors.
 pub(crate) fn small() -> Value {
     json!({
         "architectures": ["Gemma3ForCausalLM"],
@@ -35,7 +35,7 @@ pub(crate) fn small() -> Value {
         "head_dim": 64,
         "hidden_size": 128,
         "hidden_activation": "gelu_pytorch_tanh",
-        "intermediate_size": 256,
+        "intermediate_size": 200,
         "max_position_embeddings": 512,
         "num_attention_heads": 2,
         "num_hidden_layers": 1,
