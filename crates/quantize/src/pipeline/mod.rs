@@ -23,19 +23,17 @@ use std::sync::atomic::AtomicU64;
 
 use checkpoint::Metadata;
 use engine::{ModelSource, SourceTensor};
-use model::Role;
 use serde_json::{Value, json};
 use tensor::format::trellis::hadamard::BLOCK;
 use tensor::format::trellis::{Linear, Rate};
-use tensor::{Backend, WeightBytes, WeightSource};
+use tensor::{Backend, WeightBytes};
 
 use crate::Hessian;
-use crate::error::check_finite;
 use allocate::Item;
 use folder::About;
 use plan::{Plan, Target};
 use rounding::{Count, INPUTS, Shared, pad, round};
-use states::{Replaced, Runner, States};
+use states::{Replaced, Runner, States, embed};
 use workspace::{Workspace, sum_of};
 
 pub use convert::{Conversion, layout_of};
@@ -401,25 +399,4 @@ fn matrix(tensor: &SourceTensor, linear: &Linear<'_>) -> Vec<f32> {
         }
     }
     values
-}
-
-/// The scaled embeddings of sequences.
-fn embed(source: &ModelSource<'_>, sequences: &[Vec<u32>]) -> Result<States, PipelineError> {
-    let config = source.config();
-    let find = source.tensors().iter().find(|tensor| tensor.entry.role == Role::Embedding);
-    let tensor = find.expect("every model has an embedding");
-    let data = source
-        .open(&tensor.entry.name, tensor.decoded().into())
-        .map_err(|source| PipelineError::Weight { name: tensor.name.clone(), source })?;
-    let row_bytes = data.bytes().len() / tensor.entry.rows;
-    let scale = config.embedding_scale();
-    let mut values = Vec::with_capacity(sequences.iter().map(Vec::len).sum::<usize>() * config.hidden);
-    let mut row = vec![0.0; config.hidden];
-    for &token in sequences.iter().flatten() {
-        tensor.decoded().codec().decode(&data.bytes()[token as usize * row_bytes..][..row_bytes], &mut row);
-        check_finite("the weight", &row, config.hidden)
-            .map_err(|error| PipelineError::quantize(format!("`{}`", tensor.name))(error.in_rows(token as usize)))?;
-        values.extend(row.iter().map(|value| value * scale));
-    }
-    Ok(States { lengths: sequences.iter().map(Vec::len).collect(), values: Arc::new(values) })
 }

@@ -13,8 +13,8 @@ use tensor::format::trellis::hadamard::BLOCK;
 
 use super::plan::{Plan, Target};
 use super::rounding::{Count, Padded, pad};
-use super::states::{Replaced, Runner, States};
-use super::{Allocation, Options, PipelineError, Stage, embed};
+use super::states::{Replaced, Runner, States, embed};
+use super::{Allocation, Options, PipelineError, Stage};
 use crate::{Factor, Hessian, Noisy, distortion, input_scales, parallel};
 
 /// Tokens of a sequence.

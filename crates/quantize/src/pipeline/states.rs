@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use engine::ModelSource;
-use model::{STATES, TensorEntry, build_head_program, build_layer_program};
+use model::{Role, STATES, TensorEntry, build_head_program, build_layer_program};
 use tensor::backend::required_memory;
 use tensor::{
     Backend, Batch, BufferId, DType, LoadOptions, Loaded, Precision, Program, Segment, WeightBytes, WeightError,
@@ -241,4 +241,25 @@ fn batches(lengths: &[usize]) -> Vec<&[usize]> {
     }
     batches.push(&lengths[start..]);
     batches
+}
+
+/// The scaled embeddings of sequences.
+pub(super) fn embed(source: &ModelSource<'_>, sequences: &[Vec<u32>]) -> Result<States, PipelineError> {
+    let config = source.config();
+    let find = source.tensors().iter().find(|tensor| tensor.entry.role == Role::Embedding);
+    let tensor = find.expect("every model has an embedding");
+    let data = source
+        .open(&tensor.entry.name, tensor.decoded().into())
+        .map_err(|source| PipelineError::Weight { name: tensor.name.clone(), source })?;
+    let row_bytes = data.bytes().len() / tensor.entry.rows;
+    let scale = config.embedding_scale();
+    let mut values = Vec::with_capacity(sequences.iter().map(Vec::len).sum::<usize>() * config.hidden);
+    let mut row = vec![0.0; config.hidden];
+    for &token in sequences.iter().flatten() {
+        tensor.decoded().codec().decode(&data.bytes()[token as usize * row_bytes..][..row_bytes], &mut row);
+        check_finite("the weight", &row, config.hidden)
+            .map_err(|error| PipelineError::quantize(format!("`{}`", tensor.name))(error.in_rows(token as usize)))?;
+        values.extend(row.iter().map(|value| value * scale));
+    }
+    Ok(States { lengths: sequences.iter().map(Vec::len).collect(), values: Arc::new(values) })
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Instant;
 
 use half::f16;
 use tensor::format::trellis::hadamard::BLOCK;
@@ -14,6 +13,7 @@ use super::super::plan::Plan;
 use super::super::sensitivity::log_softmax;
 use super::super::states::{Replaced, Runner, States};
 use super::super::{PipelineError, Task};
+use super::clock::{self, of_thread};
 use crate::product::{Product, Side};
 use crate::rotation::{rotate_back, rotated_block};
 use crate::{Encoder, Factor, Hessian, Noisy, Weight};
@@ -21,16 +21,11 @@ use crate::{Encoder, Factor, Hessian, Noisy, Weight};
 /// Inputs of the matrices that are measured; large enough for speeds of large ones.
 const INPUTS: usize = 1024;
 
-/// Each measurement takes at least this long and so many turns, of which the shortest counts: what other programs take
-/// is no part of it.
-const SECONDS: f64 = 0.2;
-const TURNS: usize = 3;
-
 /// Products of a pass that is measured, unless a token has more.
 const PASS_PRODUCTS: f64 = 4e9;
 
 /// Tokens of a pass that is measured.
-const PASS_TOKENS: std::ops::RangeInclusive<usize> = 32..=2048;
+const PASS_TOKENS: std::ops::RangeInclusive<usize> = 64..=2048;
 
 /// Seconds of one thread for each operation.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -74,7 +69,7 @@ impl Speeds {
         let failed = || PipelineError::quantize("a measurement");
         let activations = normal(7, 256 * INPUTS);
         let mut hessian = Hessian::new(INPUTS).map_err(failed())?;
-        let seconds = least(|| hessian.add(&activations, 1).expect("rows of finite numbers"));
+        let seconds = of_thread(|| hessian.add(&activations, 1).expect("rows of finite numbers"));
         speeds.hessian_product = seconds / (256 * INPUTS * INPUTS / 2) as f64;
         (speeds.square, speeds.cube) = decomposition().map_err(failed())?;
         speeds.product = product();
@@ -88,14 +83,15 @@ impl Speeds {
             black_box(rotated);
         };
         // And once more for the energy, of which the errors are a small part.
-        speeds.rotated_weight = 1.5 * least(rotate) / weight.count() as f64;
+        speeds.rotated_weight = 1.5 * of_thread(rotate) / weight.count() as f64;
         let factor = Factor::new(&hessian, &ones[0], 1.0, 1).map_err(failed())?;
         let noisy = Noisy::new(weight, &factor, 0.03, 0).map_err(failed())?;
         let products = (weight.count() * INPUTS / 2) as f64 * speeds.product;
-        speeds.noisy_weight = (least(|| drop(black_box(noisy.block(0)))) - products).max(0.0) / weight.count() as f64;
+        speeds.noisy_weight =
+            (of_thread(|| drop(black_box(noisy.block(0)))) - products).max(0.0) / weight.count() as f64;
         speeds.decoded_weight = decoding(rates[0])?;
         let logits = normal(9, 8192);
-        speeds.logit = 2.0 * least(|| drop(black_box(log_softmax(&logits)))) / 8192.0;
+        speeds.logit = 2.0 * of_thread(|| drop(black_box(log_softmax(&logits)))) / 8192.0;
         speeds.passes(task, plan)?;
         Ok(speeds)
     }
@@ -117,35 +113,21 @@ impl Speeds {
         let values = Arc::new(normal(10, tokens * config.hidden));
         let states = States { lengths, values };
         let runner = task.runner();
-        let threads = task.options.threads.max(1) as f64;
-        let layer = |replaced: &Replaced| pass(&runner, replaced, &states).map(|seconds| seconds * threads);
-        self.token_layer = layer(&Replaced::new())? / tokens as f64;
+        self.token_layer = pass(&runner, &Replaced::new(), &states)? / tokens as f64;
         self.pass_product = self.token_layer / weights as f64;
         let replaced = plan.of_layer(0).map(|(_, target)| {
             let entry = &target.tensor.entry;
             (entry.name.clone(), Arc::new(vec![0.01; entry.rows * entry.columns]))
         });
-        self.replaced_token_layer = layer(&replaced.collect())? / tokens as f64;
+        self.replaced_token_layer = pass(&runner, &replaced.collect(), &states)? / tokens as f64;
         Ok(())
     }
 }
 
-/// The shortest time of some turns.
-fn least(mut work: impl FnMut()) -> f64 {
-    let (begin, mut turns, mut least) = (Instant::now(), 0, f64::INFINITY);
-    while turns < TURNS || begin.elapsed().as_secs_f64() < SECONDS {
-        let start = Instant::now();
-        work();
-        least = least.min(start.elapsed().as_secs_f64());
-        turns += 1;
-    }
-    least
-}
-
-/// The same for a pass, which reads weights of which some are on disk in the first turn.
+/// Seconds of all threads for a pass through the first layer.
 fn pass(runner: &Runner<'_>, replaced: &Replaced, states: &States) -> Result<f64, PipelineError> {
     let mut failed = None;
-    let seconds = least(|| {
+    let mut work = || {
         let mut take = |_, rows| {
             black_box(rows);
             Ok(())
@@ -153,7 +135,10 @@ fn pass(runner: &Runner<'_>, replaced: &Replaced, states: &States) -> Result<f64
         if let Err(error) = runner.layer(0, replaced, states, Some(&mut take)) {
             failed = Some(error);
         }
-    });
+    };
+    // What chooses tokens itself is no processor: while it works, threads wait.
+    let on_processor = (!runner.backend.capabilities().decodes).then(|| clock::of_process(&mut work)).flatten();
+    let seconds = on_processor.unwrap_or_else(|| clock::turns(|| None, &mut work) * runner.threads as f64);
     failed.map_or(Ok(seconds), Err)
 }
 
@@ -161,12 +146,11 @@ fn tile(rate: Rate) -> f64 {
     let encoder = Encoder::new(Codebook::Mul1, rate);
     let mut scratch = encoder.scratch();
     let tiles: Vec<[f32; LEN]> = normal(11, 8 * LEN).as_chunks().0.to_vec();
-    let mut work = || {
+    of_thread(|| {
         for tile in &tiles {
             black_box(encoder.encode(&mut scratch, tile));
         }
-    };
-    least(&mut work) / tiles.len() as f64
+    }) / tiles.len() as f64
 }
 
 /// Products as feedback has them: 128 × 128 sums of many terms.
@@ -176,7 +160,7 @@ fn product() -> f64 {
     let a = Side { values: &a, terms: 1, step: INPUTS };
     let b = Side { values: &b, terms: BLOCK, step: 1 };
     let product = Product { a, b, rows: BLOCK, columns: BLOCK, depth: INPUTS, factor: 1.0 };
-    least(|| product.add_to(black_box(&mut sums), BLOCK)) / (BLOCK * BLOCK * INPUTS) as f64
+    of_thread(|| product.add_to(black_box(&mut sums), BLOCK)) / (BLOCK * BLOCK * INPUTS) as f64
 }
 
 /// The factors of n² and n³ in the time of a decomposition, from two sizes.
@@ -185,7 +169,7 @@ fn decomposition() -> Result<(f64, f64), crate::QuantizeError> {
         let mut hessian = Hessian::new(size)?;
         hessian.add(&normal(14, 64 * size), 1)?;
         let ones = vec![f16::ONE; size];
-        let seconds = least(|| drop(black_box(Factor::new(&hessian, &ones, 0.1, 1))));
+        let seconds = of_thread(|| drop(black_box(Factor::new(&hessian, &ones, 0.1, 1))));
         Ok::<_, crate::QuantizeError>(seconds / (size * size) as f64)
     };
     let (small, large) = (time(INPUTS / 2)?, time(INPUTS)?);
@@ -197,7 +181,7 @@ fn decoding(rate: Rate) -> Result<f64, PipelineError> {
     let linear = Linear::new(rate, Codebook::Mul1, vec![f16::ONE; INPUTS], vec![f16::ONE; BLOCK]);
     let linear = linear.map_err(|error| PipelineError::quantize("a measurement")(error.into()))?;
     let mut values = vec![0.0; BLOCK * INPUTS];
-    Ok(least(|| linear.dequantize_block(0, black_box(&mut values))) / (BLOCK * INPUTS) as f64)
+    Ok(of_thread(|| linear.dequantize_block(0, black_box(&mut values))) / (BLOCK * INPUTS) as f64)
 }
 
 /// Nearly normal numbers of deviation 1.
