@@ -164,6 +164,33 @@ fn layouts_are_converted() {
 }
 
 #[test]
+fn an_estimate_says_size_memory_and_time() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/models/tiny");
+    if !model.exists() {
+        #[expect(clippy::print_stderr, reason = "a test that can't run says so")]
+        return eprintln!("skipped: {} is not there", model.display());
+    }
+    let folder = Folder::new("estimate");
+    let calibration = folder.0.join("text");
+    let sentence = "The ship came late, and the storm had taken two of her masts.\n";
+    std::fs::write(&calibration, sentence.repeat(100)).unwrap();
+    let estimate = |more: &[&str]| {
+        let arguments = ["quantize", model.to_str().unwrap(), "--calibration", calibration.to_str().unwrap()];
+        let more = [&["--sequence-tokens", "128", "--estimate", "--allocation", "uniform"], more].concat();
+        run(&[&arguments[..], &more].concat())
+    };
+    let output = estimate(&["--bpw", "4"]);
+    let lines = text(&output.stdout);
+    let names: Vec<&str> = lines.lines().map(|line| line.split_ascii_whitespace().next().unwrap()).collect();
+    assert_eq!(names[..3], ["size", "memory", "time"], "{lines}{}", text(&output.stderr));
+    let shares = names[3..].iter().map(|share| share.parse::<f64>().expect("a share"));
+    let total: f64 = shares.sum();
+    assert!((99.0..101.0).contains(&total), "{lines}");
+    let least = text(&estimate(&["--size", "1MB"]).stderr);
+    assert!(least.contains("can't be met: the least possible is "), "{least}");
+}
+
+#[test]
 fn another_version_is_refused() {
     let folder = Folder::new("version");
     write(&folder, &QuantizationConfig { version: Some("3.1".into()), ..Default::default() });

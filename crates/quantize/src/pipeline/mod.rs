@@ -96,12 +96,9 @@ impl Task<'_> {
     /// # Errors
     /// What [`PipelineError`] lists.
     pub fn run(&self, target: &Path, force: bool) -> Result<Report, PipelineError> {
-        self.check_text()?;
+        self.check_input()?;
         if target.exists() && !force {
             return Err(PipelineError::Exists(target.to_owned()));
-        }
-        if matches!(self.source.checkpoint().metadata(), Metadata::Gguf(_)) {
-            return Err(PipelineError::NotAFolder);
         }
         let plan = Plan::new(self.source, self.options.layout)?;
         self.check_budget(&plan)?;
@@ -137,7 +134,11 @@ impl Task<'_> {
         self.report(&plan, &vec![0.0; plan.targets.len()], Allocation::Uniform)
     }
 
-    fn check_text(&self) -> Result<(), PipelineError> {
+    /// What is seen before anything is read: whether there are configurations to take over, and enough text.
+    fn check_input(&self) -> Result<(), PipelineError> {
+        if matches!(self.source.checkpoint().metadata(), Metadata::Gguf(_)) {
+            return Err(PipelineError::NotAFolder);
+        }
         let tokens = self.sequences.iter().map(Vec::len).sum();
         if tokens < TOKENS_MIN {
             return Err(PipelineError::TextTooShort { tokens, needed: TOKENS_MIN });

@@ -1,4 +1,4 @@
-//! The estimate of memory against the peak of a process.
+//! The estimate: of memory against the peak of a process, of time by what there is to do.
 
 use std::process::Command;
 use std::sync::atomic::AtomicUsize;
@@ -72,4 +72,36 @@ fn a_process_of_its_own() {
     let peak: &Phase = phases.iter().max_by_key(|phase| phase.bytes).unwrap();
     assert_eq!(peak.what, "a layer's Hessians are decomposed", "{phases:?}");
     println!("estimate: {}\ntaken: {taken}", peak.bytes);
+}
+
+#[test]
+fn the_work_is_that_of_the_shapes() {
+    let folder = Folder::new("work");
+    let checkpoint = Checkpoint::open(&crate::original(&folder)).unwrap();
+    let source = ModelSource::open(&checkpoint).unwrap();
+    let (sequences, options) = (random::sequences(8, 64), options());
+    let observer = StopAfter(AtomicUsize::new(usize::MAX));
+    let (source, backend) = (&source, &ReferenceBackend);
+    let task = Task { source, backend, sequences: &sequences, options: &options, observer: &observer };
+    let estimate = task.estimate().unwrap();
+    let work = &estimate.work;
+    // Outputs and inputs with padding: of queries, keys, values and the attention's output, of gate, up, down and head.
+    let shapes = [[128, 128], [128, 128], [128, 128], [128, 128], [256, 128], [256, 128], [128, 256], [256, 128]];
+    let sum = |of: &dyn Fn(f64, f64) -> f64| shapes.iter().map(|[o, i]| of(f64::from(*o), f64::from(*i))).sum::<f64>();
+    assert_eq!(work.weights, sum(&|outputs, inputs| outputs * inputs));
+    assert_eq!(work.feedback, sum(&|outputs, inputs| outputs * inputs * inputs));
+    // An eighth of the tiles and the largest one of each block at 4.5 scales, and two outputs of tiles for trial.
+    let tiles = sum(&|outputs, inputs| {
+        let tiles = outputs * inputs / 256.0;
+        tiles + 4.5 * (tiles / 8.0 + outputs / 128.0) + 2.0 * inputs / 16.0
+    });
+    assert_eq!(work.tiles.values().sum::<f64>(), tiles);
+    // One Hessian of 256 inputs, and four of 128 with that of the head, of 512 tokens.
+    assert_eq!(work.cubes, 256f64.powi(3) + 4.0 * 128f64.powi(3));
+    assert_eq!(work.hessians, 512.0 * (256f64.powi(2) + 4.0 * 128f64.powi(2)) / 2.0);
+    assert_eq!((work.token_layers, work.replaced_token_layers), (512.0, 512.0));
+    assert_eq!(work.costs, Default::default(), "uniform rates need no measurement");
+    assert!(estimate.parts.iter().all(|(_, seconds)| seconds.is_finite() && *seconds >= 0.0), "{estimate:?}");
+    assert!(estimate.speeds.tiles.values().all(|seconds| *seconds > 0.0) && estimate.seconds() > 0.0, "{estimate:?}");
+    assert_eq!(estimate.processor_seconds(), 2.0 * estimate.seconds());
 }

@@ -52,7 +52,7 @@ impl Task<'_> {
     /// # Errors
     /// A budget that can't be met, a text that is too short, a model that can't be run.
     pub fn estimate(&self) -> Result<Estimate, PipelineError> {
-        self.check_text()?;
+        self.check_input()?;
         let plan = Plan::new(self.source, self.options.layout)?;
         let report = self.report(&plan, &vec![0.0; plan.targets.len()], Allocation::Uniform)?;
         let rates: Vec<_> = report.weights.iter().map(|weight| weight.rate).collect();
