@@ -45,6 +45,12 @@ fn assert_same(expected: &Path, found: &Path) {
     }
 }
 
+/// Of the angle between two lists of numbers.
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    product(a, b) / (product(a, a) * product(b, b)).sqrt()
+}
+
 /// The largest difference, over the largest magnitude.
 fn worst(expected: &[f32], found: &[f32]) -> f32 {
     let largest = expected.iter().fold(0.0f32, |largest, logit| largest.max(logit.abs()));
@@ -64,6 +70,12 @@ fn converting_between_layouts_loses_nothing() {
     assert_eq!((compact_look.0, exllamav3_look.0), (8, 8));
     let more = exllamav3_look.1 - compact_look.1;
     assert!((256 * 128 * 2..256 * 128 * 2 + 256).contains(&more), "{more} bytes more");
+    // Sizes that are no multiples of 128 are padded, and what is padded does not count.
+    let checkpoint = Checkpoint::open(&compact).unwrap();
+    let down = checkpoint.trellis_weight("model.layers.0.mlp.down_proj.weight").unwrap();
+    assert_eq!((down.outputs, down.inputs), (128, 256));
+    let likeness = cosine(&look(&original(&folder)).2, &exllamav3_look.2);
+    assert!((0.9..0.9999).contains(&likeness), "{likeness}");
     // The embedding's own rounding.
     let difference = worst(&compact_look.2, &exllamav3_look.2);
     assert!(difference > 0.0 && difference < 0.3, "{difference}");
