@@ -11,9 +11,12 @@
 //! for CACHE in f32 f16 q8_0
 
 #include "types.glsl"
+#include "arrive.glsl"
 #include "attention.glsl"
 #include "head.glsl"
 #include "quantize.glsl"
+#include "rotate.glsl"
+#include "rotated.glsl"
 
 layout(constant_id = 5) const uint TEAM = 8; // a power of two that divides SUBGROUP and the vectors of a head
 layout(constant_id = 6) const bool QUANTIZE = false; // also write the result in 8 bits
@@ -21,6 +24,8 @@ layout(constant_id = 7) const uint STEP = 4; // positions that a team has in fli
 layout(constant_id = 8) const bool PREPARES = false; // queries, key and value are as the projections left them
 layout(constant_id = 9) const float EPSILON = 0.0; // added to the mean square of a head
 layout(constant_id = 10) const uint ORDER = 0; // of halves of the result in 8 bits
+// The form in which the result, of whole blocks of 128, goes out rotated, and in no other form; 0 if it does not.
+layout(constant_id = 11) const uint ROTATES = 0;
 const uint SPLITS_MAX = 32;
 const uint TEAMS = WORKGROUP / TEAM;
 const uint BLOCK = TEAMS * STEP;
@@ -44,12 +49,12 @@ layout(push_constant, scalar) uniform Push {
     Floats query;
     Uvec4s keys;
     Uvec4s values;
-    Floats target;
+    uvec2 target;          // f32; with ROTATES the scales of the inputs of the next product
     Uvec4s tokens;         // {token, position, sequence, 0}
     Uints counters;        // [tokens][heads of keys], zero before and after
     Statistics statistics; // [tokens][heads of keys][splits][GROUP] of {maximum, sum}; behind them the partial results
-    Uvec4s quantized;      // [tokens][columns / 16] of 16 8-bit values
-    Vec2s meta;            // [tokens][columns / 16] of {scale, scale · sum of the 16 values}
+    uvec2 quantized;       // [tokens][columns / 16] of 16 8-bit values, or what is rotated
+    uvec2 meta;            // [tokens][columns / 16] of {scale, scale · sum of the 16 values}
     Floats key;            // as the query; this and what follows only with PREPARES
     Floats value;
     Floats query_weight;   // [HEAD_DIM]
@@ -66,7 +71,6 @@ shared vec2 joined_statistics[SUBGROUPS * GROUP];
 shared float result[WIDTH]; // with PREPARES the queries until positions have been gone through
 shared float own[2 * HEAD_DIM]; // key and value of the token's own position, as the caches round them
 shared vec2 split_statistics[SPLITS_MAX * GROUP];
-shared uint arrived;
 
 // The state of a team: for each head the largest score, the sum of weights, and this lane's part of the weighted sum.
 float largest[GROUP];
@@ -394,8 +398,23 @@ void quantize_result(uint token, uint kv_head) {
             total += rounded.x + rounded.y + rounded.z + rounded.w;
         }
         const uint at = token * halves + place_of_half(ORDER, halves, kv_head * (WIDTH / 16) + i);
-        p.quantized.at[at] = packed;
-        p.meta.at[at] = vec2(scale.x, scale.x * float(total));
+        Uvec4s(p.quantized).at[at] = packed;
+        Vec2s(p.meta).at[at] = vec2(scale.x, scale.x * float(total));
+    }
+}
+
+// Writes the result rotated, a block of 128 for 32 invocations.
+void rotate_result(uint token, uint kv_head) {
+    const uint blocks = WIDTH / 128;
+    const RotatedRows rows = RotatedRows(p.quantized, p.meta, gl_NumWorkGroups.y * blocks);
+    for (uint first = 0; first < blocks; first += WORKGROUP / 32) {
+        const uint block = first + gl_LocalInvocationIndex / 32;
+        const uint from = min(block, blocks - 1) * 128 + gl_LocalInvocationIndex % 32 * 4;
+        vec4 values;
+        [[unroll]] for (uint i = 0; i < 4; i++) {
+            values[i] = result[from + i] * float(Halfs(p.target).at[kv_head * WIDTH + from + i]);
+        }
+        store_rotated(ROTATES, rows, token, kv_head * blocks + block, block < blocks, rotate(values));
     }
 }
 
@@ -409,19 +428,7 @@ bool hand_over(uint row, uint split, uint splits) {
             p.statistics.at[(row * gl_NumWorkGroups.x + split) * GROUP + g] = vec2(largest[g], sum[g]);
         }
     }
-    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsRelease | gl_SemanticsMakeAvailable);
-    barrier();
-    if (invocation() == 0) {
-        const uint before = atomicAdd(p.counters.at[row], 1u, gl_ScopeDevice, gl_StorageSemanticsBuffer,
-            gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable | gl_SemanticsMakeVisible);
-        if (before + 1 == splits) {
-            atomicStore(p.counters.at[row], 0u, gl_ScopeDevice, 0, gl_SemanticsRelaxed);
-        }
-        arrived = before + 1;
-    }
-    barrier();
-    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsAcquire | gl_SemanticsMakeVisible);
-    return arrived == splits;
+    return is_last(p.counters, row, splits);
 }
 
 void main() {
@@ -457,8 +464,12 @@ void main() {
         }
         join_splits(row * gl_NumWorkGroups.x, splits);
     }
+    if (ROTATES != 0) {
+        rotate_result(token, kv_head);
+        return;
+    }
     for (uint i = invocation(); i < WIDTH; i += WORKGROUP) {
-        p.target.at[token * p.pitch + kv_head * WIDTH + i] = result[i];
+        Floats(p.target).at[token * p.pitch + kv_head * WIDTH + i] = result[i];
     }
     if (QUANTIZE) {
         quantize_result(token, kv_head);

@@ -6,6 +6,7 @@
 // matrices of one format and one width, which have the same input, are multiplied by one dispatch: their workgroups
 // stand one after the other. Grid: (workgroups).
 
+#include "arrive.glsl"
 #include "gelu.glsl"
 #include "quantize.glsl"
 
@@ -51,8 +52,6 @@ layout(push_constant, scalar) uniform Push {
     uint activation_pitch;  // vec4s (f32) or uvec4s (8 bits) of a row of activations
     uint target_pitch[3];   // floats
 } p;
-
-shared uint arrived;
 
 // Sums of each subgroup for the others of its set, then the results of the workgroup.
 shared float shared_sums[SUBGROUPS * ABREAST * TAKEN * COLUMNS];
@@ -121,24 +120,6 @@ void store_quantized(uint first_row) {
             quantize(target_row(column), first_row / 4 + four, values);
         }
     }
-}
-
-// Whether this workgroup is the last of those that share a block of 32 rows, and what they wrote can be read.
-bool is_last(uint block) {
-    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsRelease | gl_SemanticsMakeAvailable);
-    barrier();
-    if (gl_LocalInvocationIndex == 0) {
-        const uint sharers = 32 / GROUP_ROWS;
-        const uint before = atomicAdd(Uints(p.arrivals).at[block], 1u, gl_ScopeDevice, gl_StorageSemanticsBuffer,
-            gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable | gl_SemanticsMakeVisible);
-        if (before + 1 == sharers) {
-            atomicStore(Uints(p.arrivals).at[block], 0u, gl_ScopeDevice, 0, gl_SemanticsRelaxed);
-        }
-        arrived = before + 1 == sharers ? 1u : 0u;
-    }
-    barrier();
-    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsAcquire | gl_SemanticsMakeVisible);
-    return arrived == 1u;
 }
 
 // Quantizes a block of 32 rows whose f32 values are in `targets[1]`.
@@ -211,7 +192,7 @@ void finish(Place at) {
     }
     if (EPILOGUE == 3) {
         const uint block = gl_WorkGroupID.x * GROUP_ROWS / 32;
-        if (is_last(block)) {
+        if (is_last(Uints(p.arrivals), block, 32 / GROUP_ROWS)) {
             quantize_block(block);
         }
     }

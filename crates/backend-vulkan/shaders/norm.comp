@@ -1,11 +1,14 @@
 // The norms between two layers' halves, in one: `residual += norm(update) · first`, then
-// `output = norm(residual) · second`, as f32, as 8-bit integers, or both. One workgroup a row; more, if asked for,
-// touch the pages of the weights that come next, so that their addresses are translated when the products begin.
+// `output = norm(residual) · second`, as f32, as 8-bit integers, or both; or rotated for products with trellis weights.
+// One workgroup a row; more, if asked for, touch the pages of the weights that come next, so that their addresses are
+// translated when the products begin.
 //
 // A row stays in registers: each invocation holds `HELD` fours of it.
 
 #include "types.glsl"
 #include "quantize.glsl"
+#include "rotate.glsl"
+#include "rotated.glsl"
 
 layout(constant_id = 2) const uint HELD = 2;
 // Whether there is an update to be normalized and added; otherwise the residual is only read.
@@ -14,6 +17,7 @@ layout(constant_id = 3) const bool ADDS = true;
 layout(constant_id = 4) const bool WRITES_FLOATS = true;
 layout(constant_id = 5) const bool WRITES_QUANTS = true;
 layout(constant_id = 6) const uint ORDER = 0; // of halves
+layout(constant_id = 7) const uint ROTATES = 0; // the form of what is rotated, if it is
 
 layout(push_constant, scalar) uniform Push {
     Vec4s update;
@@ -21,8 +25,9 @@ layout(push_constant, scalar) uniform Push {
     Vec4s residual;
     Vec4s second;
     Vec4s target;
-    Uints quants;
-    Vec2s sums;
+    uvec2 quants;
+    uvec2 sums;
+    Halfs scales;       // with ROTATES those of the inputs of the next products
     Uints ahead;        // what comes next
     Uints sink;         // written only if the compiler could not know better
     uint touches;
@@ -32,6 +37,8 @@ layout(push_constant, scalar) uniform Push {
     float first_epsilon;
     float second_epsilon;
 } p;
+
+const bool NORMS = WRITES_FLOATS || WRITES_QUANTS || ROTATES != 0;
 
 #define SUMS 2
 #include "workgroup_sum.glsl"
@@ -55,6 +62,19 @@ void touch() {
     }
 }
 
+// Four elements of the row, rotated with the others of their block. All lanes come here.
+void store_normed(uint at, vec4 normed) {
+    vec4 values = vec4(0);
+    [[unroll]] for (uint i = 0; i < 4; i++) {
+        if (at < p.fours) {
+            values[i] = normed[i] * float(p.scales.at[4 * at + i]);
+        }
+    }
+    const uint blocks = (p.fours + 31) / 32;
+    const RotatedRows rows = RotatedRows(p.quants, p.sums, blocks);
+    store_rotated(ROTATES, rows, gl_WorkGroupID.x, at / 32, at / 32 < blocks, rotate(values));
+}
+
 void main() {
     if (gl_WorkGroupID.x >= p.rows) {
         touch();
@@ -76,7 +96,7 @@ void main() {
             first[i] = inside ? p.first.at[at] : vec4(0);
             squares += dot(held[i], held[i]);
         }
-        if (WRITES_FLOATS || WRITES_QUANTS) {
+        if (NORMS) {
             second[i] = inside ? p.second.at[at] : vec4(0);
         }
     }
@@ -90,7 +110,7 @@ void main() {
             }
         }
     }
-    if (WRITES_FLOATS || WRITES_QUANTS) {
+    if (NORMS) {
         squares = 0.0;
         [[unroll]] for (uint i = 0; i < HELD; i++) {
             squares += dot(residual[i], residual[i]);
@@ -98,14 +118,19 @@ void main() {
         const float inverse = inverse_root(1, squares, p.second_epsilon);
         [[unroll]] for (uint i = 0; i < HELD; i++) {
             const uint at = gl_LocalInvocationIndex + i * WORKGROUP;
+            const vec4 normed = residual[i] * inverse * second[i];
             if (at < p.fours) {
-                const vec4 normed = residual[i] * inverse * second[i];
                 if (WRITES_FLOATS) {
                     p.target.at[row + at] = normed;
                 }
                 if (WRITES_QUANTS) {
-                    quantize(QuantsRow(p.quants, p.sums, gl_WorkGroupID.x, p.pitch / 4, ORDER, false), at, normed);
+                    QuantsRow target =
+                        QuantsRow(Uints(p.quants), Vec2s(p.sums), gl_WorkGroupID.x, p.pitch / 4, ORDER, false);
+                    quantize(target, at, normed);
                 }
+            }
+            if (ROTATES != 0) {
+                store_normed(at, normed);
             }
         }
     }

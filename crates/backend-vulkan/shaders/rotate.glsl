@@ -1,7 +1,9 @@
 // Rotations by the Hadamard matrix of 128 × 128. A block of 128 lies in 32 lanes, four neighbours in each; all lanes of
 // a workgroup rotate at the same time.
 
-shared vec4 exchanged[WORKGROUP];
+// None where subgroups hold whole blocks.
+const uint EXCHANGED = SUBGROUP < 32 ? WORKGROUP : 1;
+shared vec4 exchanged[EXCHANGED];
 
 // The vector of the lane whose number differs in the bit `distance`.
 vec4 of_partner(vec4 values, uint distance) {

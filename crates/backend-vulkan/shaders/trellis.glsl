@@ -84,17 +84,29 @@ void take_words(LaneWords raw, uint lane) {
     }
 }
 
+// The bits from place `below` of the word `word` on, of that word and the one before.
+uint bits_from(uint word, uint below) {
+    return uint(pack64(u32vec2(words[word], words[word - 1])) >> below);
+}
+
+// How many weights after one of them comes one whose state begins 8 bits later: both are in one shifted word. Of half
+// rates that is so for every second weight.
+const uint PAIR = HALF_BITS == 2 ? 8 : HALF_BITS == 4 ? 4 : HALF_BITS == 5 ? 3 : HALF_BITS == 8 ? 2 : 0;
+const bool PAIR_IS_EVEN = HALF_BITS == 5;
+
+// Whether weight `i` is the first of such two.
+bool is_first_of_pair(uint i) {
+    const bool first = PAIR_IS_EVEN ? i % 2 == 0 : PAIR > 0 && i % (2 * max(PAIR, 1)) < PAIR;
+    return first && i + PAIR < LANE_WEIGHTS;
+}
+
 // The state of weight `i`: the 16 bits of `words` that end with its own.
 uint state(uint i) {
-    const uint end = 32 + (i + 1) * HALF_BITS / 2;
+    const bool first = is_first_of_pair(i);
+    const uint end = 32 + (i + (first ? PAIR : 0) + 1) * HALF_BITS / 2;
     const uint word = (end - 1) / 32;
-    const uint below = 32 * (word + 1) - end; // bits of the word after the state
-    if (below <= 16) {
-        return bitfieldExtract(words[word], int(below), 16);
-    }
-    // It begins in the word before. One register of the neighbouring halves of both has all states that do.
-    const uint middle = (words[word - 1] << 16) | (words[word] >> 16);
-    return bitfieldExtract(middle, int(below - 16), 16);
+    const uint bits = bits_from(word, 32 * (word + 1) - end);
+    return first ? bitfieldExtract(bits, 8, 16) : bits & 0xffffu;
 }
 
 uint hash(uint state) {

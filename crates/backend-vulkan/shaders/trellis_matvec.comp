@@ -1,42 +1,67 @@
 // Products of one to eight columns of rotated activations with the tiles of up to three weights of one rate, codebook
-// and width, whose workgroups stand one after the other. What comes out is to be summed over the slices and rotated
-// (`trellis_finish.comp`): f32 `[slices, columns, outputs]`.
+// and width, whose workgroups stand one after the other; or with gate and up of a feed-forward layer, whose product,
+// with gate through GELU, is what goes out.
 //
-// A team of 32 invocations has `ABREAST` units of `trellis.glsl` side by side and goes along their inputs; `SPLIT`
-// teams of a workgroup and the slices share the inputs. Grid: (32 · ABREAST outputs, slices).
+// A workgroup has a block of 128 outputs: four units of `trellis.glsl` side by side, each for a team of 32 invocations
+// that goes along their inputs; of both matrices for gate and up. `SPLIT` such teams and the slices share the inputs.
+// The last slice of a block to be done adds them up, rotates and scales the result. Grid: (blocks, slices).
 //
 // With 8-bit activations a weight of the codebook MUL1 is never made: it is affine in the sum of four bytes, so four
-// copies of an activation times these bytes, and the sum of the activations, give the product.
-//! for ACTIVATIONS in int8 f32
+// copies of an activation times these bytes, and the sum of the activations, give the product. With halves, weights are
+// made for matrix instructions, in the registers where these expect them: only for devices of which
+// `matrix_layout.comp` has shown that.
+//! for ACTIVATIONS in int8 f32 half
 
 #include "types.glsl"
-#ifdef ACTIVATIONS_INT8
+#ifndef ACTIVATIONS_F32
 #extension GL_EXT_integer_dot_product : require
 #endif
+#ifdef ACTIVATIONS_HALF
+#extension GL_KHR_cooperative_matrix : require
+#endif
+#include "arrive.glsl"
+#include "gelu.glsl"
+#include "quantize.glsl"
 #include "trellis.glsl"
+#include "rotate.glsl"
+#include "rotated.glsl"
 
 layout(constant_id = 4) const uint COLUMNS = 1;
 layout(constant_id = 5) const uint SPLIT = 4;
-layout(constant_id = 6) const uint ABREAST = 1;
+// 0: rows of f32. Otherwise the first two matrices are gate and up, and what goes out is gelu(gate) · up: as f32 rows
+// (1), or rotated for the next product in the form `EPILOGUE - 1`.
+layout(constant_id = 6) const uint EPILOGUE = 0;
+
+const uint MATRICES = EPILOGUE == 0 ? 1 : 2;
+const uint UNITS = 4; // side by side
+const uint TEAMS = UNITS * MATRICES * SPLIT;
+const uint BLOCK = 128;
+const uint WIDTH = MATRICES * COLUMNS * BLOCK; // results of a workgroup
+
+// Members and not blocks: the compiler ignores the qualifier of a block behind a pointer.
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer Partials { devicecoherent float at[]; };
 
 layout(push_constant, scalar) uniform Push {
     uvec2 weights[3];
     uvec2 targets[3];
-    uvec2 activations; // f32, or 8-bit integers
-    Vec2s sums;
+    uvec2 activations;
+    uvec2 sums;
+    Partials partials; // [blocks, slices, WIDTH]
+    Uints arrivals;    // slices that are done of each block; zero before and after
+    Halfs next_scales; // of the inputs of the next product
+    uvec2 next_values;
+    uvec2 next_sums;
     uint outputs[3]; // multiples of 128
     uint groups;     // of 64 inputs
+    uint unused;     // outputs of each that don't count, 8 bits each
 } p;
 
-const uint SUMS = LANE_OUTPUTS * ABREAST * COLUMNS;
-
-// What a lane has summed up: units by outputs by columns.
+// What a lane has summed up: outputs by columns.
+const uint SUMS = LANE_OUTPUTS * COLUMNS;
 float sums[SUMS];
 
-// Of the units side by side; the first `ABREAST` of them. (An array sized by a constant can't be assigned.)
-struct Loaded { LaneWords at[4]; };
-
-shared float shared_sums[SPLIT * 32 * ABREAST * COLUMNS];
+// [SPLIT, MATRICES, COLUMNS, BLOCK]
+shared float shared_sums[SPLIT * WIDTH];
 
 #ifdef ACTIVATIONS_INT8
 
@@ -49,7 +74,7 @@ uint splat(uint word, uint index) {
     return pack32(u8vec4(one, one, one, one));
 }
 
-void accumulate(Loaded raw, uint group, uint lane) {
+void accumulate(LaneWords raw, uint group, uint lane) {
     Uvec4s activations = Uvec4s(p.activations);
     uvec4 quants[COLUMNS];
     vec2 factors[COLUMNS];
@@ -57,25 +82,22 @@ void accumulate(Loaded raw, uint group, uint lane) {
     [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
         const uint at = column * p.groups + group;
         quants[column] = activations.at[4 * at + lane % 4];
-        factors[column] = p.sums.at[at];
+        factors[column] = Vec2s(p.sums).at[at];
     }
     [[unroll]] for (uint i = 0; i < SUMS; i++) {
         dots[i] = 0;
     }
-    [[unroll]] for (uint unit = 0; unit < ABREAST; unit++) {
-        take_words(raw.at[unit], lane);
-        [[unroll]] for (uint m = 0; m < 4; m++) {
-            [[unroll]] for (uint b = 0; b < 4; b++) {
-                uint splats[COLUMNS];
+    take_words(raw, lane);
+    [[unroll]] for (uint m = 0; m < 4; m++) {
+        [[unroll]] for (uint b = 0; b < 4; b++) {
+            uint splats[COLUMNS];
+            [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
+                splats[column] = splat(quants[column][m], b);
+            }
+            [[unroll]] for (uint k = 0; k < LANE_OUTPUTS; k++) {
+                const uint bytes = hash(state(32 * (k / 2) + 8 * m + 4 * (k % 2) + b));
                 [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
-                    splats[column] = splat(quants[column][m], b);
-                }
-                [[unroll]] for (uint k = 0; k < LANE_OUTPUTS; k++) {
-                    const uint bytes = hash(state(32 * (k / 2) + 8 * m + 4 * (k % 2) + b));
-                    [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
-                        dots[(unit * LANE_OUTPUTS + k) * COLUMNS + column] +=
-                            dotPacked4x8EXT(uint32_t(bytes), int32_t(splats[column]));
-                    }
+                    dots[k * COLUMNS + column] += dotPacked4x8EXT(uint32_t(bytes), int32_t(splats[column]));
                 }
             }
         }
@@ -87,103 +109,269 @@ void accumulate(Loaded raw, uint group, uint lane) {
     }
 }
 
-#else
+#elif defined(ACTIVATIONS_F32)
 
-void accumulate(Loaded raw, uint group, uint lane) {
+void accumulate(LaneWords raw, uint group, uint lane) {
     Vec2s activations = Vec2s(p.activations);
-    [[unroll]] for (uint unit = 0; unit < ABREAST; unit++) {
-        take_words(raw.at[unit], lane);
-        [[unroll]] for (uint m = 0; m < 4; m++) {
-            vec4 values[COLUMNS];
-            [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
-                const uint at = (column * p.groups + group) * 32 + lane % 4 * 8 + m;
-                values[column] = vec4(activations.at[at], activations.at[at + 4]);
+    take_words(raw, lane);
+    [[unroll]] for (uint m = 0; m < 4; m++) {
+        vec4 values[COLUMNS];
+        [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
+            const uint at = (column * p.groups + group) * 32 + lane % 4 * 8 + m;
+            values[column] = vec4(activations.at[at], activations.at[at + 4]);
+        }
+        [[unroll]] for (uint k = 0; k < LANE_OUTPUTS; k++) {
+            vec4 weights;
+            [[unroll]] for (uint b = 0; b < 4; b++) {
+                weights[b] = value(hash(state(32 * (k / 2) + 8 * m + 4 * (k % 2) + b)));
             }
-            [[unroll]] for (uint k = 0; k < LANE_OUTPUTS; k++) {
-                vec4 weights;
-                [[unroll]] for (uint b = 0; b < 4; b++) {
-                    weights[b] = value(hash(state(32 * (k / 2) + 8 * m + 4 * (k % 2) + b)));
-                }
-                [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
-                    sums[(unit * LANE_OUTPUTS + k) * COLUMNS + column] += dot(weights, values[column]);
-                }
+            [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
+                sums[k * COLUMNS + column] += dot(weights, values[column]);
             }
         }
+    }
+}
+
+#else
+
+// Rows of the matrix of weights are outputs, 16 of the team's 32 at a time; its columns are four inputs of each of the
+// unit's four tiles. Lane `4 g + k` holds of it rows `g` and `g + 8`, columns `2 k`, `2 k + 1`, `2 k + 8` and
+// `2 k + 9`: which outputs and inputs these are is free, so they are those whose weights the lane has. In the same way
+// it holds four rows of column `g` of the activations, and of the result rows `g` and `g + 8` of columns `2 k` and
+// `2 k + 1`.
+#define WEIGHTS coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseA>
+#define ACTIVATIONS coopmat<float16_t, gl_ScopeSubgroup, 16, 8, gl_MatrixUseB>
+#define RESULTS coopmat<float, gl_ScopeSubgroup, 16, 8, gl_MatrixUseAccumulator>
+
+// What a lane has summed up: two matrices of four elements.
+float products[8];
+
+// Weights `i` and `i + 1`, correctly rounded.
+f16vec2 two_values(uint i) {
+    const uint first = hash(state(i));
+    const uint second = hash(state(i + 1));
+    if (CODEBOOK == MUL1) {
+        // 1024 and the sum of bytes: the bits of a half. Then as in `value`, with one rounding.
+        const uint low = dotPacked4x8EXT(first, 0x01010101u) + 0x6400u;
+        const uint high = dotPacked4x8EXT(second, 0x01010101u) + 0x6400u;
+        const f16vec2 sums = unpackFloat2x16(low | (high << 16));
+        return fma(sums, f16vec2(0.00676727294921875hf), f16vec2(-10.3828125hf));
+    }
+    const f16vec2 a = unpackFloat2x16(first);
+    const f16vec2 b = unpackFloat2x16(second);
+    return f16vec2(a.x, b.x) + f16vec2(a.y, b.y);
+}
+
+void accumulate(LaneWords raw, uint group, uint lane) {
+    const uint column = min(lane / 4, COLUMNS - 1);
+    Uvec4s activations = Uvec4s(p.activations);
+    const uint from = 2 * (4 * (column * p.groups + group) + lane % 4);
+    const uvec4 halves[2] = uvec4[2](activations.at[from], activations.at[from + 1]);
+    float factors[2];
+    [[unroll]] for (uint j = 0; j < 2; j++) {
+        const uint of = min(2 * (lane % 4) + j, COLUMNS - 1);
+        factors[j] = Vec2s(p.sums).at[of * p.groups + group].x;
+    }
+    take_words(raw, lane);
+    RESULTS results[2];
+    results[0] = RESULTS(0.0);
+    results[1] = RESULTS(0.0);
+    [[unroll]] for (uint m = 0; m < 4; m++) {
+        ACTIVATIONS right;
+        WEIGHTS left;
+        [[unroll]] for (uint pair = 0; pair < 2; pair++) {
+            const f16vec2 two = unpackFloat2x16(halves[m / 2][m % 2 * 2 + pair]);
+            right[2 * pair] = two.x;
+            right[2 * pair + 1] = two.y;
+        }
+        [[unroll]] for (uint half_unit = 0; half_unit < 2; half_unit++) {
+            [[unroll]] for (uint i = 0; i < 4; i++) {
+                // Of output `i / 2`, the pair `i % 2` of inputs: the lane's weights in their order.
+                const f16vec2 two = two_values(32 * half_unit + 8 * m + 2 * i);
+                left[2 * i] = two.x;
+                left[2 * i + 1] = two.y;
+            }
+            results[half_unit] = coopMatMulAdd(left, right, results[half_unit]);
+        }
+    }
+    [[unroll]] for (uint i = 0; i < 8; i++) {
+        products[i] = fma(factors[i % 2], results[i / 4][i % 4], products[i]);
     }
 }
 
 #endif
 
 struct Place {
-    uint segment;
-    uint first; // output
+    uint segment; // the weight
+    uint block;   // of its outputs
 };
 
 Place place() {
-    uint first = gl_WorkGroupID.x * 32 * ABREAST;
+    uint block = gl_WorkGroupID.x;
     uint segment = 0;
+    if (EPILOGUE != 0) {
+        return Place(gl_LocalInvocationIndex / 32 / UNITS % MATRICES, block);
+    }
     [[unroll]] for (uint i = 0; i < 2; i++) {
-        if (segment == i && first >= p.outputs[i]) {
-            first -= p.outputs[i];
+        if (segment == i && block >= p.outputs[i] / BLOCK) {
+            block -= p.outputs[i] / BLOCK;
             segment = i + 1;
         }
     }
-    return Place(segment, first);
+    return Place(segment, block);
 }
 
-void finish(Place at, uint team, uint lane) {
-    const uint width = 32 * ABREAST;
+// Where a result of this invocation's team stands.
+uint shared_place(uint column, uint output_index) {
+    const uint team = gl_LocalInvocationIndex / 32;
+    const uint part = team / UNITS; // matrix and part of the inputs
+    return (part * COLUMNS + column) * BLOCK + team % UNITS * 32 + output_index;
+}
+
+void share_sums(uint lane) {
+#ifdef ACTIVATIONS_HALF
+    [[unroll]] for (uint i = 0; i < 8; i++) {
+        const uint column = 2 * (lane % 4) + i % 2;
+        if (column < COLUMNS) {
+            shared_sums[shared_place(column, unit_output(lane, i / 2))] = products[i];
+        }
+    }
+#else
     [[unroll]] for (uint i = 0; i < SUMS; i++) {
         sums[i] += subgroupShuffleXor(sums[i], 1);
         sums[i] += subgroupShuffleXor(sums[i], 2);
         if (lane % 4 == 0) {
-            const uint unit = i / COLUMNS / LANE_OUTPUTS;
-            const uint output_index = 32 * unit + unit_output(lane, i / COLUMNS % LANE_OUTPUTS);
-            shared_sums[(team * COLUMNS + i % COLUMNS) * width + output_index] = sums[i];
+            shared_sums[shared_place(i % COLUMNS, unit_output(lane, i / COLUMNS))] = sums[i];
+        }
+    }
+#endif
+    barrier();
+}
+
+// Adds up the teams' results, and those of all slices; false if this workgroup is not the last of them.
+bool add_up() {
+    const uint slices = gl_NumWorkGroups.y;
+    const uint first = gl_WorkGroupID.x * slices * WIDTH;
+    for (uint i = gl_LocalInvocationIndex; i < WIDTH; i += WORKGROUP) {
+        float sum = 0.0;
+        [[unroll]] for (uint part = 0; part < SPLIT; part++) {
+            sum += shared_sums[part * WIDTH + i];
+        }
+        shared_sums[i] = sum;
+        if (slices > 1) {
+            p.partials.at[first + gl_WorkGroupID.y * WIDTH + i] = sum;
+        }
+    }
+    if (slices > 1) {
+        if (!is_last(p.arrivals, gl_WorkGroupID.x, slices)) {
+            return false;
+        }
+        for (uint i = gl_LocalInvocationIndex; i < WIDTH; i += WORKGROUP) {
+            float sum = 0.0;
+            for (uint slice = 0; slice < slices; slice++) {
+                sum += p.partials.at[first + slice * WIDTH + i];
+            }
+            shared_sums[i] = sum;
         }
     }
     barrier();
-    Floats target = Floats(p.targets[at.segment]);
-    for (uint i = gl_LocalInvocationIndex; i < width * COLUMNS; i += WORKGROUP) {
-        float sum = 0.0;
-        [[unroll]] for (uint part = 0; part < SPLIT; part++) {
-            sum += shared_sums[part * COLUMNS * width + i];
-        }
-        const uint row = gl_WorkGroupID.y * COLUMNS + i / width;
-        target.at[row * p.outputs[at.segment] + at.first + i % width] = sum;
-    }
+    return true;
 }
 
-Loaded load(Uvec4s tiles, uint block, uint group, uint inner, uint lane) {
-    Loaded raw;
-    [[unroll]] for (uint unit = 0; unit < ABREAST; unit++) {
-        raw.at[unit] = load_words(tiles, (block * p.groups + group) * 4 + inner + unit, lane);
-    }
-    return raw;
-}
+// Outputs of a weight that count.
+uint width(uint segment) { return p.outputs[segment] - bitfieldExtract(p.unused, int(8 * segment), 8); }
 
-void main() {
-    const Place at = place();
-    const uint team = gl_LocalInvocationIndex / 32;
+// Four outputs of a block, the invocation's, as the layer has them.
+vec4 finished(uint matrix, uint column, uint segment, uint block) {
     const uint lane = gl_LocalInvocationIndex % 32;
-    const uint parts = SPLIT * gl_NumWorkGroups.y;
-    const uint part = gl_WorkGroupID.y * SPLIT + team;
-    const uint end = (part + 1) * p.groups / parts;
-    [[unroll]] for (uint i = 0; i < SUMS; i++) {
-        sums[i] = 0.0;
+    vec4 values;
+    [[unroll]] for (uint i = 0; i < 4; i++) {
+        values[i] = shared_sums[(matrix * COLUMNS + column) * BLOCK + 4 * lane + i];
     }
+    values = rotate(values);
+    // The scales of inputs and of outputs stand behind the tiles.
+    const uint scales = p.groups * (2 * HALF_BITS * p.outputs[segment] + 64);
+    const uint first = BLOCK * block + 4 * lane;
+    [[unroll]] for (uint i = 0; i < 4; i++) {
+        const float scale = float(Halfs(p.weights[segment]).at[scales + first + i]);
+        values[i] = first + i < width(segment) ? values[i] * scale : 0.0;
+    }
+    return values;
+}
+
+void store_row(Place at, uint column, vec4 values) {
+    const uint pitch = (width(at.segment) + 31) / 32 * 32;
+    const uint first = BLOCK * at.block + 4 * (gl_LocalInvocationIndex % 32);
+    // Whole fours: what does not count is zero, as the padding has to be.
+    if (first < pitch) {
+        Vec4s(p.targets[at.segment]).at[(column * pitch + first) / 4] = values;
+    }
+}
+
+void store(Place at, uint column, bool exists) {
+    if (EPILOGUE == 0) {
+        const vec4 values = finished(0, column, at.segment, at.block);
+        if (exists) {
+            store_row(at, column, values);
+        }
+        return;
+    }
+    const vec4 gate = finished(0, column, 0, at.block);
+    vec4 values = finished(1, column, 1, at.block);
+    [[unroll]] for (uint i = 0; i < 4; i++) {
+        values[i] *= gelu_tanh(gate[i]);
+    }
+    if (EPILOGUE == 1) {
+        if (exists) {
+            store_row(Place(0, at.block), column, values);
+        }
+        return;
+    }
+    [[unroll]] for (uint i = 0; i < 4; i++) {
+        values[i] *= float(p.next_scales.at[BLOCK * at.block + 4 * (gl_LocalInvocationIndex % 32) + i]);
+    }
+    const RotatedRows rows = RotatedRows(p.next_values, p.next_sums, p.outputs[0] / BLOCK);
+    store_rotated(EPILOGUE - 1, rows, column, at.block, exists, rotate(values));
+}
+
+void multiply(Place at, uint lane) {
+    const uint team = gl_LocalInvocationIndex / 32;
+    const uint parts = SPLIT * gl_NumWorkGroups.y;
+    const uint part = gl_WorkGroupID.y * SPLIT + team / UNITS / MATRICES;
+    const uint end = (part + 1) * p.groups / parts;
     Uvec4s tiles = Uvec4s(p.weights[at.segment]);
-    const uint block = at.first / 128;
-    const uint inner = at.first / 32 % 4;
+    const uint unit = at.block * p.groups * UNITS + team % UNITS;
     uint group = part * p.groups / parts;
     if (group < end) {
-        Loaded raw = load(tiles, block, group, inner, lane);
+        LaneWords raw = load_words(tiles, unit + group * UNITS, lane);
         for (; group < end; group++) {
             // The last one's successor is loaded for nothing: cheaper than a branch in the way of the compiler.
-            const Loaded next = load(tiles, block, min(group + 1, end - 1), inner, lane);
+            const LaneWords next = load_words(tiles, unit + min(group + 1, end - 1) * UNITS, lane);
             accumulate(raw, group, lane);
             raw = next;
         }
     }
-    finish(at, team, lane);
+}
+
+void main() {
+    const uint lane = gl_LocalInvocationIndex % 32;
+    const Place at = place();
+#ifdef ACTIVATIONS_HALF
+    [[unroll]] for (uint i = 0; i < 8; i++) {
+        products[i] = 0.0;
+    }
+#else
+    [[unroll]] for (uint i = 0; i < SUMS; i++) {
+        sums[i] = 0.0;
+    }
+#endif
+    multiply(at, lane);
+    share_sums(lane);
+    if (!add_up()) {
+        return;
+    }
+    for (uint first = 0; first < COLUMNS; first += TEAMS) {
+        const uint column = first + gl_LocalInvocationIndex / 32;
+        store(at, min(column, COLUMNS - 1), column < COLUMNS);
+    }
 }

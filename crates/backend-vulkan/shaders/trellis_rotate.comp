@@ -1,21 +1,18 @@
-// What trellis products read: inputs times their scales, rotated. As f32, or as 8-bit integers with a scale per block
-// of 128.
-//
-// Integers stand tile by tile of 16: word `m` has inputs `2 m`, `2 m + 1`, `2 m + 8` and `2 m + 9`. Beside them, for
-// each 64, {scale, scale · sum}. Grid: (blocks / teams, rows).
-//! for FORM in f32 int8
+// What trellis products read: inputs times their scales, rotated, in one of the forms of `rotated.glsl`. Grid:
+// (blocks / teams, rows).
 
 #include "types.glsl"
 #include "rotate.glsl"
 #include "quantize.glsl"
-#include "trellis_quantize.glsl"
+#include "rotated.glsl"
+
+layout(constant_id = 2) const uint FORM = 1;
 
 layout(push_constant, scalar) uniform Push {
     Floats source;
     Halfs scales; // of the inputs
-    Vec4s floats; // rows of whole blocks
-    Ushorts quants;
-    Vec2s sums;
+    uvec2 values; // rows of whole blocks
+    uvec2 sums;
     uint width;  // of a row that counts
     uint pitch;  // floats from one row of the source to the next
     uint blocks; // of a row
@@ -34,12 +31,6 @@ void main() {
             }
         }
     }
-    const vec4 rotated = rotate(values);
-#ifdef FORM_F32
-    if (block < p.blocks) {
-        p.floats.at[(gl_WorkGroupID.y * p.blocks + block) * 32 + lane] = rotated;
-    }
-#else
-    store_block(p.quants, p.sums, gl_WorkGroupID.y * p.blocks + block, block < p.blocks, rotated);
-#endif
+    const RotatedRows rows = RotatedRows(p.values, p.sums, p.blocks);
+    store_rotated(FORM, rows, gl_WorkGroupID.y, block, block < p.blocks, rotate(values));
 }

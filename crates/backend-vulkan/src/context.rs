@@ -10,6 +10,7 @@ use tensor::BackendError;
 
 use crate::faults::Faults;
 use crate::features::{self, DeviceKind, Features};
+use crate::kernel::trellis::layout;
 use crate::memory::available;
 
 /// How long the device may take for one submission before it counts as hung.
@@ -141,7 +142,7 @@ impl Context {
         let second = transfer.map_or_else(|| first.clone(), queue);
         // SAFETY: the device is of this instance.
         let memory = unsafe { instance.raw.get_physical_device_memory_properties(physical) };
-        Ok(Arc::new(Context {
+        let mut context = Arc::new(Context {
             instance,
             physical,
             raw,
@@ -152,7 +153,14 @@ impl Context {
             bandwidth: OnceLock::new(),
             faults,
             hung: AtomicBool::new(false),
-        }))
+        });
+        // Tests count what a device is asked to do before something goes wrong.
+        if context.features().matrix_16x8 && !context.faults.any() {
+            let found = layout::is_as_expected(&context)?;
+            let context = Arc::get_mut(&mut context).expect("what was made for the test is gone");
+            context.info.features.matrix_layout = found;
+        }
+        Ok(context)
     }
 
     /// What the device can do.

@@ -45,6 +45,11 @@ impl Faults {
         Faults { fault: fault.filter(|_| ENABLED), ..Faults::default() }
     }
 
+    /// Whether there is one.
+    pub(crate) fn any(&self) -> bool {
+        self.fault.is_some()
+    }
+
     /// The feature that is to be missing.
     pub(crate) fn missing_feature(&self) -> Option<&'static str> {
         match self.fault {

@@ -48,6 +48,11 @@ pub struct Features {
     pub matrix_f16: Option<MatrixShape>,
     /// Products of 8-bit matrices summed in 32-bit integers.
     pub matrix_i8: Option<MatrixShape>,
+    /// f16 matrices of 16 × 16 by 16 × 8, summed in f32, for subgroups of 32.
+    pub matrix_16x8: bool,
+    /// Whether lanes hold the elements of these where products with trellis weights put them: found out when a device
+    /// is opened, so never true in a list of devices.
+    pub matrix_layout: bool,
     /// Statistics of compiled pipelines (`VK_KHR_pipeline_executable_properties`).
     pub pipeline_statistics: bool,
     /// How much of each memory heap is in use can be asked (`VK_EXT_memory_budget`).
@@ -92,6 +97,7 @@ impl Required<'_> {
     pub(crate) fn missing(&self, lacking: Option<&str>) -> Vec<&'static str> {
         let required = [
             (self.core.shader_int16, "shaderInt16"),
+            (self.core.shader_int64, "shaderInt64"),
             (self.v11.storage_buffer16_bit_access, "storageBuffer16BitAccess"),
             (self.v12.storage_buffer8_bit_access, "storageBuffer8BitAccess"),
             (self.v12.shader_float16, "shaderFloat16"),
@@ -126,7 +132,7 @@ impl Required<'_> {
 pub(crate) fn enabled<'a>(features: &Features) -> Required<'a> {
     let control = features.subgroup_range.0 < features.subgroup_range.1 || features.subgroup_range.0 > 0;
     Required {
-        core: vk::PhysicalDeviceFeatures::default().shader_int16(true),
+        core: vk::PhysicalDeviceFeatures::default().shader_int16(true).shader_int64(true),
         v11: vk::PhysicalDeviceVulkan11Features::default().storage_buffer16_bit_access(true),
         v12: vk::PhysicalDeviceVulkan12Features::default()
             .storage_buffer8_bit_access(true)
@@ -188,6 +194,8 @@ pub(crate) fn find(
         integer_dot: false,
         matrix_f16: None,
         matrix_i8: None,
+        matrix_16x8: false,
+        matrix_layout: false,
         pipeline_statistics: false,
         memory_budget: false,
         shared_bytes: limits.max_compute_shared_memory_size,
@@ -218,7 +226,9 @@ pub(crate) fn find(
     features.pipeline_statistics = has(ash::khr::pipeline_executable_properties::NAME);
     features.memory_budget = has(ash::ext::memory_budget::NAME);
     if has(ash::khr::cooperative_matrix::NAME) {
-        (features.matrix_f16, features.matrix_i8) = matrices(entry, instance, device);
+        let all = all_matrices(entry, instance, device);
+        (features.matrix_f16, features.matrix_i8) = matrices(&all);
+        features.matrix_16x8 = features.subgroup == 32 && all.iter().any(is_16x8);
     }
     let usable = usable(&features, &required.missing(lacking), &v11);
     (features, usable)
@@ -291,30 +301,43 @@ fn extensions(instance: &ash::Instance, device: vk::PhysicalDevice) -> Vec<Strin
     extensions.iter().map(|extension| text(&extension.extension_name)).collect()
 }
 
-/// The shapes for f16 → f32 and for signed 8-bit → 32-bit, of those that a subgroup multiplies; the largest `k` first.
-fn matrices(
-    entry: &ash::Entry,
-    instance: &ash::Instance,
-    device: vk::PhysicalDevice,
-) -> (Option<MatrixShape>, Option<MatrixShape>) {
+/// Matrices that a subgroup multiplies.
+struct Matrices {
+    shape: MatrixShape,
+    /// Of both factors and of the sums; no others are listed.
+    types: (vk::ComponentTypeKHR, vk::ComponentTypeKHR),
+}
+
+/// All that a device multiplies whose factors are of one type.
+fn all_matrices(entry: &ash::Entry, instance: &ash::Instance, device: vk::PhysicalDevice) -> Vec<Matrices> {
     let api = ash::khr::cooperative_matrix::Instance::new(entry, instance);
     // SAFETY: the device is of this instance and has the extension.
     let all = unsafe { api.get_physical_device_cooperative_matrix_properties(device) }.unwrap_or_default();
-    let find = |from: vk::ComponentTypeKHR, to: vk::ComponentTypeKHR| {
-        let fits = all.iter().filter(|shape| {
-            shape.scope == vk::ScopeKHR::SUBGROUP
-                && (shape.a_type, shape.b_type, shape.c_type, shape.result_type) == (from, from, to, to)
-                && shape.saturating_accumulation == vk::FALSE
-                && shape.m_size == 16
-        });
-        fits.map(|shape| MatrixShape { m: shape.m_size, n: shape.n_size, k: shape.k_size })
-            .filter(|shape| shape.n == 16 || shape.n == 8)
-            .max_by_key(|shape| (shape.n, shape.k == 16, shape.k))
+    let plain = all.iter().filter(|found| {
+        let types = found.a_type == found.b_type && found.c_type == found.result_type;
+        found.scope == vk::ScopeKHR::SUBGROUP && found.saturating_accumulation == vk::FALSE && types
+    });
+    let shape = |found: &vk::CooperativeMatrixPropertiesKHR<'_>| Matrices {
+        shape: MatrixShape { m: found.m_size, n: found.n_size, k: found.k_size },
+        types: (found.a_type, found.c_type),
     };
-    (
-        find(vk::ComponentTypeKHR::FLOAT16, vk::ComponentTypeKHR::FLOAT32),
-        find(vk::ComponentTypeKHR::SINT8, vk::ComponentTypeKHR::SINT32),
-    )
+    plain.map(shape).collect()
+}
+
+const F16_TO_F32: (vk::ComponentTypeKHR, vk::ComponentTypeKHR) =
+    (vk::ComponentTypeKHR::FLOAT16, vk::ComponentTypeKHR::FLOAT32);
+
+fn is_16x8(found: &Matrices) -> bool {
+    found.shape == MatrixShape { m: 16, n: 8, k: 16 } && found.types == F16_TO_F32
+}
+
+/// The shapes for f16 → f32 and for signed 8-bit → 32-bit; the largest `k` first.
+fn matrices(all: &[Matrices]) -> (Option<MatrixShape>, Option<MatrixShape>) {
+    let find = |types| {
+        let fits = all.iter().filter(|found| found.types == types && found.shape.m == 16).map(|found| found.shape);
+        fits.filter(|shape| shape.n == 16 || shape.n == 8).max_by_key(|shape| (shape.n, shape.k == 16, shape.k))
+    };
+    (find(F16_TO_F32), find((vk::ComponentTypeKHR::SINT8, vk::ComponentTypeKHR::SINT32)))
 }
 
 #[cfg(test)]

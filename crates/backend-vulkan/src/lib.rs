@@ -5,6 +5,7 @@ mod commands;
 mod context;
 mod decode;
 mod dispatch;
+mod encode;
 mod faults;
 mod features;
 mod footprint;
@@ -26,6 +27,7 @@ mod trace;
 mod upload;
 
 pub use context::DeviceInfo;
+pub use encode::TrellisEncoder;
 #[cfg(any(test, debug_assertions))]
 #[doc(hidden)]
 pub use faults::Fault;
@@ -34,6 +36,8 @@ pub use features::{DeviceKind, Features, MatrixShape};
 pub use kernel::matmul::{matrix_constants, measure as measure_matmul};
 #[doc(hidden)]
 pub use kernel::matvec::{measure as measure_matvec, measure_layer};
+#[doc(hidden)]
+pub use kernel::trellis::measure as measure_trellis;
 #[doc(hidden)]
 pub use lab::{ffn::measure as measure_ffn, upload::measure as measure_upload};
 
@@ -84,6 +88,23 @@ impl VulkanBackend {
     /// No memory for it, or a device that fails.
     pub fn copy_bandwidth(&self) -> Result<f64, BackendError> {
         bandwidth::copy_bandwidth(&self.context, &self.pipelines)
+    }
+
+    /// Makes an encoder of trellis tiles on the device.
+    ///
+    /// # Errors
+    /// No memory for it, or a device that fails.
+    pub fn trellis_encoder(&self) -> Result<TrellisEncoder, BackendError> {
+        self.trellis_encoder_with(kernel::trellis_encode::WORKGROUP)
+    }
+
+    /// As [`VulkanBackend::trellis_encoder`], with workgroups of up to so many invocations: for measuring.
+    ///
+    /// # Errors
+    /// As there.
+    #[doc(hidden)]
+    pub fn trellis_encoder_with(&self, workgroup: u32) -> Result<TrellisEncoder, BackendError> {
+        TrellisEncoder::new(&self.context, &self.pipelines, workgroup)
     }
 
     /// The device.

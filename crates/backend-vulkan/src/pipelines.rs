@@ -18,6 +18,7 @@ use crate::kernel::attention::Scratch;
 use crate::kernel::rope::RopeAddresses;
 use crate::kernel::sample::{Rows, SamplePlan, Sampler};
 use crate::kernel::trellis::TrellisScratch;
+use crate::kernel::trellis_encode;
 use crate::layout::{repack, unit_len};
 use crate::loaded::CACHE_DTYPES;
 use crate::memory::{Arena, Place};
@@ -123,6 +124,7 @@ pub(crate) fn kernels(context: &Arc<Context>, shapes: &[Shape], dtypes: &[DType]
         }
     }
     kernels.push(repack(context.features(), 0, 0, DType::Q4_0, 1, 256).kernel);
+    kernels.extend(trellis_encode::kernels(context.features()));
     kernels.sort_by(|a, b| key(a).cmp(&key(b)));
     kernels.dedup();
     kernels
@@ -234,14 +236,15 @@ fn constants(shader: &str) -> &'static [&'static str] {
         ],
         "matmul" => &["TILE_TOKENS", "TILE_OUTPUTS", "OWN"],
         "matmul_matrix" => &["TILE_TOKENS", "TILE_OUTPUTS", "STEP", "SUB_TOKENS", "SUB_OUTPUTS", "BUFFERS"],
-        "norm" => &["HELD", "ADDS", "WRITES_FLOATS", "WRITES_QUANTS", "ORDER"],
+        "norm" => &["HELD", "ADDS", "WRITES_FLOATS", "WRITES_QUANTS", "ORDER", "ROTATES"],
         "attention_decode" => {
-            &["CACHE_WIDTH", "HEAD_DIM", "GROUP", "TEAM", "QUANTIZE", "STEP", "PREPARES", "EPSILON", "ORDER"]
+            &["CACHE_WIDTH", "HEAD_DIM", "GROUP", "TEAM", "QUANTIZE", "STEP", "PREPARES", "EPSILON", "ORDER", "ROTATES"]
         }
         "attention_prefill" => &["CACHE_WIDTH", "HEAD_DIM", "GROUP", "HEADS", "UNROLL"],
         "attention_prefill_matrix" => &["CACHE_WIDTH", "HEAD_DIM", "GROUP", "HEADS", "COLUMN_GROUPS"],
         "head_prepare" => &["CACHE_WIDTH", "HEAD_DIM", "HEADS", "KV_HEADS"],
         "quantize" => &["ORDER"],
+        "trellis_encode" => &["ODD", "EVEN", "PERIOD", "DOUBLINGS", "SPARE"],
         "cache_write" => &["CACHE_WIDTH"],
         "rope" => &["HALF"],
         _ => &[],
@@ -270,6 +273,8 @@ fn declared_lanes(kernel: &Kernel) -> u32 {
         // Bound by arithmetic, and most of their registers are sums: two subgroups hide the latency of the ALU, and
         // while one workgroup waits for its tile another one computes.
         "matmul" | "matmul_matrix" | "attention_prefill" | "attention_prefill_matrix" => 2 * 32,
+        // Bound by arithmetic too, with many costs in registers.
+        "trellis_encode" => 4 * 32,
         // Little work, in one or a few workgroups: more than these would not run at once.
         _ => 8 * 32,
     }

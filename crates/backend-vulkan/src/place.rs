@@ -10,7 +10,7 @@ use tensor::{
 use crate::kernel::cache_write::CacheShape;
 use crate::kernel::matvec::COLUMNS_MAX;
 use crate::kernel::to_half::Halves;
-use crate::kernel::trellis::TrellisWeight;
+use crate::kernel::trellis::{Rotated, RotatedForm, TrellisWeight};
 use crate::kernel::{Arrangement, Quantized, View, pitch};
 use crate::layout::Weight;
 use crate::memory::{Arena, Slice};
@@ -24,9 +24,18 @@ pub(crate) enum Placed {
     /// A constant in tiles.
     Trellis(TrellisWeight, Slice),
     /// Activations, and where their other forms go, if there are any.
-    Scratch { view: View, slice: Slice, quants: Option<Quantized>, halfs: Option<Halves> },
+    Scratch { view: View, slice: Slice, others: Others },
     /// Keys or values of one layer, and their address.
     Cache(CacheShape, u64),
+}
+
+/// Where other forms of activations than f32 rows go.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Others {
+    quants: Option<Quantized>,
+    halfs: Option<Halves>,
+    /// Address of rotated values, and of their sums.
+    rotated: Option<(u64, u64)>,
 }
 
 /// All buffers of a program.
@@ -50,8 +59,7 @@ impl Buffers {
         let forms: HashSet<(BufferId, Form)> = plans.values().flatten().flat_map(other_forms).collect();
         let mut buffers = Buffers { placed: Vec::new(), arena, used: MemoryUse::default() };
         for (index, buffer) in program.buffers().iter().enumerate() {
-            let has =
-                |form: Form| forms.iter().any(|(other, found)| *other == BufferId(index as u32) && found.is_like(form));
+            let own = forms.iter().filter(|(other, _)| *other == BufferId(index as u32)).map(|(_, form)| *form);
             let placed = match buffer.kind {
                 BufferKind::Weight { format: WeightFormat::Blocks(dtype), rows, columns } => {
                     buffers.weight(dtype, rows, columns)?
@@ -64,7 +72,7 @@ impl Buffers {
                         Rows::Tokens => options.tokens_max,
                         Rows::Outputs => options.outputs_max,
                     };
-                    buffers.scratch(count, width, has(Form::Quants(Arrangement::default())), has(Form::Halfs))?
+                    buffers.scratch(count, width, &own.collect::<Vec<_>>())?
                 }
                 BufferKind::Cache { width, window } => {
                     let positions = cache_positions(window, options);
@@ -92,29 +100,28 @@ impl Buffers {
         Ok(Placed::Trellis(weight, slice))
     }
 
-    fn scratch(&mut self, count: usize, width: usize, quants: bool, halfs: bool) -> Result<Placed, BackendError> {
+    fn scratch(&mut self, count: usize, width: usize, forms: &[Form]) -> Result<Placed, BackendError> {
         let mut take = |bytes: usize| -> Result<Slice, BackendError> {
             let slice = self.arena.allocate(bytes as u64, "the activations")?;
             self.used.scratch += slice.size;
             Ok(slice)
         };
         let slice = take(count * pitch(width) * size_of::<f32>())?;
-        let quants = match quants {
-            true => {
-                let count = count.min(COLUMNS_MAX);
-                let values = take(count * width)?.address;
-                Some(Quantized { values, sums: take(count * width / 2)?.address, ..Quantized::default() })
-            }
-            false => None,
-        };
-        let halfs = match halfs {
-            true => {
-                let halves = Halves { values: 0, scales: take(4 * count)?.address, width };
-                Some(Halves { values: take(2 * count * halves.pitch())?.address, ..halves })
-            }
-            false => None,
-        };
-        Ok(Placed::Scratch { view: View { address: slice.address, width }, slice, quants, halfs })
+        let few = count.min(COLUMNS_MAX);
+        let mut others = Others::default();
+        if forms.iter().any(|form| matches!(form, Form::Quants(_))) {
+            let values = take(few * width)?.address;
+            others.quants = Some(Quantized { values, sums: take(few * width / 2)?.address, ..Quantized::default() });
+        }
+        if forms.contains(&Form::Halfs) {
+            let halves = Halves { values: 0, scales: take(4 * count)?.address, width };
+            others.halfs = Some(Halves { values: take(2 * count * halves.pitch())?.address, ..halves });
+        }
+        if forms.iter().any(|form| matches!(form, Form::Rotated(_))) {
+            let (values, sums) = Rotated::bytes(few, width);
+            others.rotated = Some((take(values)?.address, take(sums)?.address));
+        }
+        Ok(Placed::Scratch { view: View { address: slice.address, width }, slice, others })
     }
 
     fn cache(
@@ -174,7 +181,7 @@ impl Buffers {
     /// If no plan has them.
     pub(crate) fn quants(&self, id: BufferId, arrangement: Arrangement) -> Quantized {
         match self.get(id) {
-            Placed::Scratch { quants: Some(quants), .. } => Quantized { arrangement, ..quants },
+            Placed::Scratch { others: Others { quants: Some(quants), .. }, .. } => Quantized { arrangement, ..quants },
             other => unreachable!("no plan has quants of {other:?}"),
         }
     }
@@ -185,8 +192,21 @@ impl Buffers {
     /// If no plan has them.
     pub(crate) fn halfs(&self, id: BufferId) -> Halves {
         match self.get(id) {
-            Placed::Scratch { halfs: Some(halfs), .. } => halfs,
+            Placed::Scratch { others: Others { halfs: Some(halfs), .. }, .. } => halfs,
             other => unreachable!("no plan has halves of {other:?}"),
+        }
+    }
+
+    /// The rotated rows of activations in a form.
+    ///
+    /// # Panics
+    /// If no plan has them.
+    pub(crate) fn rotated(&self, id: BufferId, form: RotatedForm) -> Rotated {
+        match self.get(id) {
+            Placed::Scratch { others: Others { rotated: Some((values, sums)), .. }, .. } => {
+                Rotated { form, values, sums }
+            }
+            other => unreachable!("no plan rotates {other:?}"),
         }
     }
 
@@ -224,15 +244,20 @@ impl Buffers {
 
 /// The buffers of which a step reads or writes another form than f32.
 fn other_forms(step: &Step) -> Vec<(BufferId, Form)> {
-    let written = |buffer: BufferId, forms: &Forms| forms.quants.map(|arrangement| (buffer, Form::Quants(arrangement)));
+    let written = |buffer: BufferId, forms: &Forms| {
+        let quants = forms.quants.map(|arrangement| (buffer, Form::Quants(arrangement)));
+        quants.into_iter().chain(forms.rotated.map(|rotation| (buffer, Form::Rotated(rotation))))
+    };
     let read = |buffer: BufferId, form: Form| (form != Form::Floats).then_some((buffer, form));
     match step {
-        Step::Plain(_) | Step::Trellis { .. } | Step::HeadPrepare { .. } => vec![],
-        Step::Norm { output, forms, .. } => output.iter().filter_map(|(_, output)| written(*output, forms)).collect(),
-        Step::Convert { input, form } | Step::Linear { input, form, .. } => read(*input, *form).into_iter().collect(),
+        Step::Plain(_) | Step::HeadPrepare { .. } => vec![],
+        Step::Norm { output, forms, .. } => output.iter().flat_map(|(_, output)| written(*output, forms)).collect(),
+        Step::Convert { input, form } | Step::Linear { input, form, .. } | Step::Trellis { input, form, .. } => {
+            read(*input, *form).into_iter().collect()
+        }
         Step::GateUp { input, form, output, forms, .. } => {
             read(*input, *form).into_iter().chain(written(*output, forms)).collect()
         }
-        Step::Attention { op, forms } => written(op.writes(), forms).into_iter().collect(),
+        Step::Attention { op, forms } => written(op.writes(), forms).collect(),
     }
 }

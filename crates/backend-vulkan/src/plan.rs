@@ -4,9 +4,11 @@
 //! Fusing leaves out buffers: a gate that only the product with up reads is never written. That is allowed where no
 //! later op reads the buffer before it is written anew, and the contract lets nobody else read it.
 
+use tensor::format::trellis::hadamard::BLOCK;
 use tensor::{BufferId, BufferKind, DType, Op, Precision, Program, Rows, Scalar, TrellisFormat, WeightFormat};
 
 use crate::kernel::matmul::PRODUCTS_MAX;
+use crate::kernel::trellis::{Arithmetic, RotatedForm};
 use crate::kernel::{Arrangement, HalfOrder, PADDING};
 
 /// How products get their activations.
@@ -18,12 +20,28 @@ pub(crate) enum Form {
     Quants(Arrangement),
     /// f16 rows with a scale each, for matrix instructions.
     Halfs,
+    /// Scaled and rotated, for trellis weights.
+    Rotated(Rotation),
+}
+
+/// How an input of products with trellis weights is rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Rotation {
+    /// The scales' number: [`TrellisFormat::rotation`].
+    pub(crate) number: u32,
+    /// A weight that has these scales of its inputs.
+    pub(crate) weight: BufferId,
+    /// How it is written.
+    pub(crate) form: RotatedForm,
 }
 
 impl Form {
     /// Whether both are of one kind, however arranged.
     pub(crate) fn is_like(self, other: Form) -> bool {
-        std::mem::discriminant(&self) == std::mem::discriminant(&other)
+        match (self, other) {
+            (Form::Rotated(one), Form::Rotated(other)) => (one.number, one.form) == (other.number, other.form),
+            _ => std::mem::discriminant(&self) == std::mem::discriminant(&other),
+        }
     }
 }
 
@@ -36,6 +54,8 @@ pub(crate) struct Setting {
     pub(crate) integer_dot: bool,
     /// Whether the device multiplies f16 matrices.
     pub(crate) matrices: bool,
+    /// Whether it holds their elements where products with trellis weights put them.
+    pub(crate) matrix_layout: bool,
     /// Whether tokens are so few that products go row by row.
     pub(crate) few_tokens: bool,
     /// Whether output rows are.
@@ -61,6 +81,22 @@ impl Setting {
         }
     }
 
+    /// What products with trellis weights may use.
+    pub(crate) fn arithmetic(&self) -> Arithmetic {
+        let Setting { precision, integer_dot, matrix_layout, .. } = *self;
+        Arithmetic { precision, integer_dot, matrix_layout }
+    }
+
+    /// The form for products with a trellis weight. Many rows are rotated by these products themselves.
+    fn rotated(&self, rows: Rows, weight: BufferId, format: TrellisFormat) -> Form {
+        if !self.few(rows) {
+            return Form::Floats;
+        }
+        let columns = if self.one(rows) { 1 } else { 2 };
+        let form = self.arithmetic().form(format, columns);
+        Form::Rotated(Rotation { number: format.rotation, weight, form })
+    }
+
     /// The form for a product with a weight.
     fn form(&self, rows: Rows, dtype: DType) -> Form {
         match (self.precision, self.few(rows)) {
@@ -82,6 +118,8 @@ pub(crate) type Norm = (BufferId, Scalar);
 pub(crate) struct Forms {
     pub(crate) floats: bool,
     pub(crate) quants: Option<Arrangement>,
+    /// Never together with quants.
+    pub(crate) rotated: Option<Rotation>,
 }
 
 /// The rope of queries and keys.
@@ -103,8 +141,8 @@ pub(crate) enum Step {
     Convert { input: BufferId, form: Form },
     /// Products of one input with weights of one format.
     Linear { parts: Vec<(BufferId, BufferId)>, input: BufferId, form: Form },
-    /// Products of one input with trellis weights that have the same scales of their inputs, from f32 rows.
-    Trellis { parts: Vec<(BufferId, BufferId)>, input: BufferId },
+    /// Products of one input with trellis weights that have the same scales of their inputs.
+    Trellis { parts: Vec<(BufferId, BufferId)>, input: BufferId, form: Form },
     /// `output = gelu(input · gate) · (input · up)`.
     GateUp { gate: BufferId, up: BufferId, input: BufferId, output: BufferId, form: Form, forms: Forms },
     /// Norm and rope of queries and keys, and the cache's new rows.
@@ -156,8 +194,8 @@ impl Planner<'_> {
                 .head_prepare(at)
                 .or_else(|| self.norm_add(at))
                 .or_else(|| self.norm(at))
-                .or_else(|| self.trellis(at))
                 .or_else(|| self.gate_up(at))
+                .or_else(|| self.trellis(at))
                 .or_else(|| self.linear(at));
             let (step, taken) = fused.unwrap_or_else(|| match &ops[at] {
                 op @ Op::Attention { .. } => (Step::Attention { op: op.clone(), forms: Forms::default() }, 1),
@@ -268,15 +306,23 @@ impl Planner<'_> {
         };
         let gone = |buffer| buffer == output || self.is_gone(at + 3, buffer);
         let fits = input == same && (gated, upped) == (first, second) && self.weight(gate) == self.weight(up);
-        let (dtype, ..) = self.weight(gate)?;
+        let form = self.gated_form(gate, up, self.rows(input))?;
         if !fits || first == second || output == input || !gone(first) || !gone(second) {
             return None;
         }
         if !self.setting.few(self.rows(input)) {
             return None;
         }
-        let form = self.setting.form(self.rows(input), dtype);
         Some((Step::GateUp { gate, up, input, output, form, forms: Forms::default() }, 3))
+    }
+
+    /// The form of the input for gate and up together, if there is a kernel for them.
+    fn gated_form(&self, gate: BufferId, up: BufferId, rows: Rows) -> Option<Form> {
+        if let Some((dtype, ..)) = self.weight(gate) {
+            return Some(self.setting.form(rows, dtype));
+        }
+        let (format, other) = (self.trellis_format(gate)?, self.trellis_format(up)?);
+        (format == other && self.width(gate) == self.width(up)).then(|| self.setting.rotated(rows, gate, format))
     }
 
     fn linear(&self, at: usize) -> Option<(Step, usize)> {
@@ -303,17 +349,20 @@ impl Planner<'_> {
     fn trellis(&self, at: usize) -> Option<(Step, usize)> {
         let ops = &self.program.ops()[at..];
         let Op::Linear { weight, input, .. } = ops[0] else { return None };
-        let rotation = self.trellis_format(weight)?.rotation;
+        let rows = self.rows(input);
+        let form = self.setting.rotated(rows, weight, self.trellis_format(weight)?);
+        let number = self.trellis_format(weight)?.rotation;
         let part = |op: &Op| match *op {
             Op::Linear { weight, input: same, output } if same == input => {
                 let format = self.trellis_format(weight)?;
-                (format.rotation == rotation).then_some((weight, output))
+                let fits = format.rotation == number && self.setting.rotated(rows, weight, format).is_like(form);
+                fits.then_some((weight, output))
             }
             _ => None,
         };
         let parts: Vec<(BufferId, BufferId)> = ops.iter().map_while(part).collect();
         let taken = parts.len();
-        Some((Step::Trellis { parts, input }, taken))
+        Some((Step::Trellis { parts, input, form }, taken))
     }
 
     fn head_prepare(&self, at: usize) -> Option<(Step, usize)> {
@@ -368,6 +417,9 @@ impl Planner<'_> {
                     (_, Some(found)) => found,
                     (_, None) => {
                         let made = self.provide(&mut done, writer[buffer.index()], buffer, form);
+                        // A buffer has one place for what is rotated, however that is.
+                        let rotates = |form: &Form| matches!(form, Form::Rotated(_));
+                        fresh[buffer.index()].retain(|other| !(rotates(other) && rotates(&made)));
                         fresh[buffer.index()].push(made);
                         made
                     }
@@ -393,11 +445,21 @@ impl Planner<'_> {
         let whole_blocks = self.width(buffer).is_multiple_of(PADDING);
         if let Some(index) = writer {
             let can = whole_blocks && self.can_quantize(&done[index]);
+            let can_rotate = self.can_rotate(&done[index]);
             // One row goes faster in halves of blocks (`matvec.rs`); more of them cost their readers registers.
             let half_scales = matches!(done[index], Step::GateUp { .. }) && self.setting.one(self.rows(buffer));
             if let Some(forms) = forms_of(&mut done[index], buffer) {
+                let other = forms.quants.is_some() || forms.rotated.is_some();
+                if let Form::Rotated(rotation) = form
+                    && can_rotate
+                    && !other
+                {
+                    forms.rotated = Some(rotation);
+                    return form;
+                }
                 if let Form::Quants(arrangement) = form
                     && can
+                    && !other
                 {
                     let arrangement = Arrangement { half_scales, ..arrangement };
                     forms.quants = Some(arrangement);
@@ -410,9 +472,23 @@ impl Planner<'_> {
         form
     }
 
+    /// Whether a step can write rotated activations.
+    fn can_rotate(&self, step: &Step) -> bool {
+        match step {
+            Step::Norm { output: Some((_, output)), .. } => self.setting.few(self.rows(*output)),
+            Step::GateUp { form: Form::Rotated(_), .. } => true,
+            Step::Attention { op: Op::Attention { query, keys, output, head_dim, .. }, .. } => {
+                let group = self.width(*query) / self.width(*keys);
+                self.setting.few(self.rows(*output)) && (group * head_dim).is_multiple_of(BLOCK)
+            }
+            _ => false,
+        }
+    }
+
     /// Whether a step can write 8-bit integers.
     fn can_quantize(&self, step: &Step) -> bool {
         match step {
+            Step::GateUp { form: Form::Rotated(_), .. } => false,
             Step::Norm { output: Some((_, output)), .. } | Step::GateUp { output, .. } => {
                 self.setting.few(self.rows(*output))
             }
@@ -437,8 +513,10 @@ impl Planner<'_> {
             Step::Norm { add, residual, .. } => {
                 add.iter().map(|(update, _)| *update).chain([*residual]).map(floats).collect()
             }
-            Step::Convert { input, .. } | Step::Trellis { input, .. } => vec![floats(*input)],
-            Step::Linear { input, form, .. } | Step::GateUp { input, form, .. } => vec![(*input, *form)],
+            Step::Convert { input, .. } => vec![floats(*input)],
+            Step::Linear { input, form, .. } | Step::GateUp { input, form, .. } | Step::Trellis { input, form, .. } => {
+                vec![(*input, *form)]
+            }
             Step::HeadPrepare { query, key, value, .. } => [query.0, key.0, *value].into_iter().map(floats).collect(),
             Step::Attention { op, .. } => op.reads().into_iter().map(floats).collect(),
         }

@@ -2,22 +2,22 @@
 
 use std::collections::HashMap;
 
-use tensor::{BufferId, DType, Op, Precision, Program, Rows};
+use tensor::{BufferId, DType, Op, Program, Rows};
 
 use crate::dispatch::Dispatch;
 use crate::features::Features;
-use crate::kernel::attention::{Addresses, AttentionShape, Decode, Scratch, decode, prefill, prefill_matrix};
+use crate::kernel::attention::{Addresses, Also, AttentionShape, Decode, Scratch, decode, prefill, prefill_matrix};
 use crate::kernel::cache_write::cache_write;
 use crate::kernel::head_prepare::{HeadPrepare, head_prepare};
 use crate::kernel::matmul::{matmul, matmul_matrix, slices, tile};
 use crate::kernel::matvec::{COLUMNS_MAX, Gated, Input, gate_up, gated_tiling, matvec, shared_tiling, tiling};
 use crate::kernel::norm::{Output, Scale, norm};
 use crate::kernel::rope::{RopeAddresses, rope};
-use crate::kernel::trellis::{self, Arithmetic, TrellisScratch, TrellisWeight};
+use crate::kernel::trellis::{self, Arithmetic, Rotated, TrellisScratch, TrellisWeight};
 use crate::kernel::{View, add, embed, gelu_mul, quantize, rms_norm, select_outputs, to_half};
 use crate::layout::Weight;
 use crate::place::{Buffers, Placed};
-use crate::plan::{Form, Forms, Norm, Rope, Step};
+use crate::plan::{Form, Forms, Norm, Rope, Rotation, Step};
 
 /// Addresses of what changes from pass to pass.
 #[derive(Clone, Copy, Debug)]
@@ -54,8 +54,8 @@ pub(crate) struct Recorder<'a> {
     pub(crate) buffers: &'a Buffers,
     pub(crate) ropes: &'a HashMap<Rope, RopeAddresses>,
     pub(crate) batch: BatchAddresses,
-    /// As the caller asked.
-    pub(crate) precision: Precision,
+    /// What products with trellis weights may use.
+    pub(crate) arithmetic: Arithmetic,
     /// Whether products and attention over many tokens may use f16 matrices.
     pub(crate) matrices: bool,
     /// For attention over single tokens.
@@ -99,7 +99,7 @@ impl Recorder<'_> {
             return None;
         }
         let prepare = self.prepared_heads(*query, *key, *value, [*keys, *values], *rope);
-        self.decode(op, *forms, Some(&prepare)).map(|dispatch| vec![dispatch])
+        self.decode(op, *forms, Some(&prepare))
     }
 
     /// Whether no op after `op` reads the buffer before it is written anew.
@@ -122,7 +122,10 @@ impl Recorder<'_> {
             }
             Step::Convert { input, form } => self.convert(*input, *form),
             Step::Linear { parts, input, form } => self.linear(parts, *input, *form),
-            Step::Trellis { parts, input } => self.trellis(parts, *input),
+            Step::Trellis { parts, input, form } => self.trellis(parts, *input, *form),
+            Step::GateUp { gate, up, input, output, form: Form::Rotated(rotation), forms } => {
+                self.trellis_gate_up([*gate, *up], *input, *output, *rotation, *forms)
+            }
             Step::GateUp { gate, up, input, output, form, forms } => {
                 self.gate_up([*gate, *up], *input, *output, *form, *forms)
             }
@@ -151,7 +154,14 @@ impl Recorder<'_> {
             scale: self.scale(scale),
             floats: forms.floats.then(|| self.buffers.view(output)),
             quantized: forms.quants.map(|arrangement| self.buffers.quants(output, arrangement)),
+            rotated: forms.rotated.map(|rotation| self.rotated(output, rotation)),
         }
+    }
+
+    /// Where rotated activations go, and the address of the scales that they are multiplied by before.
+    fn rotated(&self, buffer: BufferId, rotation: Rotation) -> (Rotated, u64) {
+        let scales = self.buffers.trellis_of(rotation.weight).input_scales();
+        (self.buffers.rotated(buffer, rotation.form), scales)
     }
 
     fn plain(&self, op: &Op) -> Vec<Dispatch> {
@@ -205,6 +215,11 @@ impl Recorder<'_> {
                 let (view, quants) = (self.buffers.view(input), self.buffers.quants(input, arrangement));
                 vec![quantize::quantize(self.features, view, quants, rows)]
             }
+            Form::Rotated(rotation) => {
+                let weight = self.buffers.trellis_of(rotation.weight);
+                let (view, (rotated, _)) = (self.buffers.view(input), self.rotated(input, rotation));
+                vec![trellis::rotate(self.features, view, &weight, rotated, rows)]
+            }
             Form::Halfs => {
                 vec![to_half::to_half(self.features, self.buffers.view(input), self.buffers.halfs(input), rows)]
             }
@@ -214,7 +229,7 @@ impl Recorder<'_> {
     fn input(&self, input: BufferId, form: Form) -> Input {
         match form {
             Form::Quants(arrangement) => Input::Quantized(self.buffers.quants(input, arrangement)),
-            Form::Floats | Form::Halfs => Input::Floats(self.buffers.view(input)),
+            Form::Floats | Form::Halfs | Form::Rotated(_) => Input::Floats(self.buffers.view(input)),
         }
     }
 
@@ -234,6 +249,7 @@ impl Recorder<'_> {
             Form::Floats if rows > COLUMNS_MAX => {
                 vec![matmul(self.features, &parts, self.buffers.view(input), rows)]
             }
+            Form::Rotated(_) => unreachable!("only trellis weights have rotated inputs"),
             Form::Floats | Form::Quants(_) => {
                 let all = parts.iter().map(|(weight, _)| weight.rows).sum();
                 let weight = parts[0].0;
@@ -243,7 +259,7 @@ impl Recorder<'_> {
         }
     }
 
-    fn trellis(&self, parts: &[(BufferId, BufferId)], input: BufferId) -> Vec<Dispatch> {
+    fn trellis(&self, parts: &[(BufferId, BufferId)], input: BufferId, form: Form) -> Vec<Dispatch> {
         let rows = self.rows(input);
         if rows == 0 {
             return vec![];
@@ -252,8 +268,44 @@ impl Recorder<'_> {
             .iter()
             .map(|&(weight, output)| (self.buffers.trellis_of(weight), self.buffers.view(output)))
             .collect();
-        let arithmetic = Arithmetic { precision: self.precision, matrices: self.matrices };
-        trellis::linear(self.features, &parts, self.buffers.view(input), rows, arithmetic, &self.batch.trellis)
+        let (features, scratch) = (self.features, &self.batch.trellis);
+        if let Form::Rotated(rotation) = form {
+            let (input, _) = self.rotated(input, rotation);
+            return trellis::rotated_linear(features, &parts, input, rows, scratch);
+        }
+        let input = self.buffers.view(input);
+        trellis::linear(features, &parts, input, rows, (self.arithmetic, self.matrices), scratch)
+    }
+
+    fn trellis_gate_up(
+        &self,
+        weights: [BufferId; 2],
+        input: BufferId,
+        output: BufferId,
+        rotation: Rotation,
+        forms: Forms,
+    ) -> Vec<Dispatch> {
+        let rows = self.rows(input);
+        if rows == 0 {
+            return vec![];
+        }
+        let (features, view) = (self.features, self.buffers.view(output));
+        let weights = weights.map(|weight| self.buffers.trellis_of(weight));
+        let tiling = trellis::Tiling::gate_up(features, &weights[0], rows);
+        let (input, _) = self.rotated(input, rotation);
+        let target = match forms.rotated {
+            Some(rotation) if !forms.floats => {
+                let (rotated, scales) = self.rotated(output, rotation);
+                trellis::Gated::Rotated(rotated, scales)
+            }
+            _ => trellis::Gated::Floats(view),
+        };
+        let meeting = self.batch.trellis.meeting;
+        let mut dispatches = vec![trellis::gate_up(features, weights, input, target, rows, tiling, meeting)];
+        if let (Some(rotation), trellis::Gated::Floats(_)) = (forms.rotated, target) {
+            dispatches.extend(self.convert(output, Form::Rotated(rotation)));
+        }
+        dispatches
     }
 
     fn gate_up(
@@ -324,18 +376,28 @@ impl Recorder<'_> {
 
     /// Attention over single tokens, if this pass is about those and there is a kernel for their heads; `prepare` is to
     /// be done before.
-    fn decode(&self, op: &Op, forms: Forms, prepare: Option<&HeadPrepare>) -> Option<Dispatch> {
+    fn decode(&self, op: &Op, forms: Forms, prepare: Option<&HeadPrepare>) -> Option<Vec<Dispatch>> {
         let shape = attention_shape(self.buffers, op);
         let Counts { tokens, single, .. } = self.counts;
         let plan = single.then(|| Decode::new(self.features, &shape, tokens, self.context)).flatten()?;
-        let quantized = forms.quants.map(|arrangement| self.buffers.quants(op.writes(), arrangement));
+        let also = match forms {
+            Forms { quants: Some(arrangement), .. } => Also::Quantized(self.buffers.quants(op.writes(), arrangement)),
+            Forms { rotated: Some(rotation), floats: false, .. } => {
+                let (rotated, scales) = self.rotated(op.writes(), rotation);
+                Also::OnlyRotated(rotated, scales)
+            }
+            Forms { .. } => Also::Nothing,
+        };
         let (addresses, rows) = (self.addresses(op), (self.batch.tokens, tokens));
-        Some(decode(self.features, (&plan, &shape), &addresses, rows, self.scratch, quantized, prepare))
+        let decode = decode(self.features, (&plan, &shape), &addresses, rows, self.scratch, also, prepare);
+        let rotation = forms.rotated.filter(|_| forms.floats);
+        let rotate = rotation.map(|rotation| self.convert(op.writes(), Form::Rotated(rotation)));
+        Some(std::iter::once(decode).chain(rotate.into_iter().flatten()).collect())
     }
 
     fn attention(&self, op: &Op, forms: Forms) -> Vec<Dispatch> {
-        if let Some(dispatch) = self.decode(op, forms, None) {
-            return vec![dispatch];
+        if let Some(dispatches) = self.decode(op, forms, None) {
+            return dispatches;
         }
         let (shape, addresses) = (attention_shape(self.buffers, op), self.addresses(op));
         let Counts { tokens, tiles, .. } = self.counts;
@@ -345,8 +407,8 @@ impl Recorder<'_> {
         let attention =
             matrix.flatten().unwrap_or_else(|| prefill(self.features, &shape, &addresses, tile_table, tiles, tokens));
         let quants = forms.quants.map(|arrangement| self.convert(op.writes(), Form::Quants(arrangement)));
-        let quantize = quants.into_iter().flatten();
-        std::iter::once(attention).chain(quantize).collect()
+        let rotated = forms.rotated.map(|rotation| self.convert(op.writes(), Form::Rotated(rotation)));
+        std::iter::once(attention).chain(quants.into_iter().flatten()).chain(rotated.into_iter().flatten()).collect()
     }
 }
 

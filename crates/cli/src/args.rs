@@ -385,7 +385,7 @@ pub(crate) struct TrellisArgs {
     /// Seed of signs and of errors for trial
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "format")]
     pub(crate) seed: u64,
-    /// Where the calibration text runs: cpu, auto, vulkan or vulkan:N
+    /// Where the calibration text runs and, on a GPU, tiles are searched for: cpu, auto, vulkan or vulkan:N
     #[arg(long, default_value = "cpu", value_parser = device, conflicts_with = "format")]
     pub(crate) device: DeviceArg,
     /// Rates to choose from

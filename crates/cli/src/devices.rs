@@ -3,10 +3,14 @@
 #[cfg(test)]
 pub(crate) mod fake;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use anyhow::{Error, Result, anyhow};
 use backend_cpu::CpuBackend;
-use backend_vulkan::{DeviceInfo, DeviceKind, VulkanBackend};
+use backend_vulkan::{DeviceInfo, DeviceKind, TrellisEncoder, VulkanBackend};
 use engine::{Engine, EngineError, EngineOptions};
+use quantize::{TileDevice, TileQueue};
+use tensor::format::trellis::{Codebook, LEN, Rate};
 use tensor::{Backend, BackendError};
 
 use crate::args::DeviceArg;
@@ -26,6 +30,14 @@ pub(crate) trait Device: Backend {
     /// # Errors
     /// A device that can't or that failed.
     fn bandwidth(&self, threads: usize) -> Result<f64, BackendError>;
+
+    /// What finds trellis tiles there faster than the processor does, if anything.
+    ///
+    /// # Errors
+    /// No memory for it, or a device that failed.
+    fn tiles(&self) -> Result<Option<TileQueue>, BackendError> {
+        Ok(None)
+    }
 }
 
 impl Device for CpuBackend {
@@ -45,6 +57,40 @@ impl Device for VulkanBackend {
 
     fn bandwidth(&self, _: usize) -> Result<f64, BackendError> {
         self.copy_bandwidth()
+    }
+
+    fn tiles(&self) -> Result<Option<TileQueue>, BackendError> {
+        match self.device().features.kind {
+            DeviceKind::Discrete | DeviceKind::Integrated | DeviceKind::Virtual => {
+                let encoder = self.trellis_encoder()?;
+                Ok(Some(TileQueue::new(Box::new(GpuTiles(Mutex::new(encoder))))))
+            }
+            // The processor itself has better instructions for it.
+            DeviceKind::Software => Ok(None),
+        }
+    }
+}
+
+/// A GPU that finds trellis tiles.
+struct GpuTiles(Mutex<TrellisEncoder>);
+
+impl GpuTiles {
+    fn encoder(&self) -> MutexGuard<'_, TrellisEncoder> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TileDevice for GpuTiles {
+    fn supports(&self, rate: Rate) -> bool {
+        self.encoder().supports(rate)
+    }
+
+    fn tiles(&self) -> usize {
+        self.encoder().tiles()
+    }
+
+    fn search(&self, codebook: Codebook, rate: Rate, targets: &[[i16; LEN]]) -> Result<Vec<[u16; LEN]>, String> {
+        self.encoder().encode(codebook, rate, targets).map_err(|error| error.to_string())
     }
 }
 

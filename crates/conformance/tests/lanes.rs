@@ -15,6 +15,8 @@ fn features(subgroup: u32) -> Features {
         integer_dot: true,
         matrix_f16: Some(MatrixShape { m: 16, n: 16, k: 16 }),
         matrix_i8: None,
+        matrix_16x8: false,
+        matrix_layout: false,
         pipeline_statistics: false,
         memory_budget: true,
         shared_bytes: 64 << 10,

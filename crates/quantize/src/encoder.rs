@@ -3,6 +3,8 @@
 use tensor::format::trellis::search::{self, CUT, Metric};
 use tensor::format::trellis::{Codebook, LEN, Rate};
 
+use crate::device::TileQueue;
+use crate::error::QuantizeError;
 use crate::level::Level;
 use crate::step::Table;
 use crate::trace::trace_period;
@@ -17,6 +19,8 @@ pub struct Encoder {
     level: Level,
     /// For odd positions, then for even ones if they have another number of new bits.
     tables: Vec<Table>,
+    /// Who finds tiles in its place.
+    device: Option<TileQueue>,
 }
 
 /// The memory of one thread: about 2 MB of costs.
@@ -49,7 +53,13 @@ impl Encoder {
         if rate.is_half() {
             tables.push(table(even, odd));
         }
-        Encoder { codebook, metric, level, tables }
+        Encoder { codebook, metric, level, tables, device: None }
+    }
+
+    /// Lets a device find the tiles of [`Encoder::encode_all`], if it does so at this rate.
+    pub fn on(self, device: &TileQueue) -> Encoder {
+        let device = device.supports(self.rate()).then(|| device.clone());
+        Encoder { device, ..self }
     }
 
     /// Bits per weight.
@@ -104,6 +114,29 @@ impl Encoder {
         self.trace(&targets, CUT, 0, node, scratch, &mut states);
         search::close(rate, &mut states);
         states
+    }
+
+    /// As [`Encoder::encode`] for several tiles, with the device if there is one. `scratch` is only made if the
+    /// processor needs it.
+    ///
+    /// # Errors
+    /// A device that fails.
+    ///
+    /// # Panics
+    /// If `scratch` is from an encoder of another rate.
+    pub fn encode_all(
+        &self,
+        scratch: &mut Option<Scratch>,
+        tiles: &[[f32; LEN]],
+    ) -> Result<Vec<[u16; LEN]>, QuantizeError> {
+        let Some(device) = &self.device else {
+            let scratch = scratch.get_or_insert_with(|| self.scratch());
+            return Ok(tiles.iter().map(|weights| self.encode(scratch, weights)).collect());
+        };
+        let targets = tiles.iter().map(|weights| weights.map(|weight| self.metric.target(weight)));
+        let mut found = device.search(self.codebook, self.rate(), targets.collect())?;
+        found.iter_mut().for_each(|states| search::close(self.rate(), states));
+        Ok(found)
     }
 
     /// Goes around the ring and keeps the costs from the period `kept` on.

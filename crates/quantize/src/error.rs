@@ -66,6 +66,9 @@ pub enum QuantizeError {
         /// The scale.
         value: f32,
     },
+    /// The device that finds tiles failed.
+    #[error("no tiles were found: {0}")]
+    Device(String),
     /// What the format can't have.
     #[error(transparent)]
     Linear(#[from] LinearError),

@@ -34,6 +34,8 @@ pub struct Settings {
     pub feedback: bool,
     /// The deviation of the codebook over that of the weights, more than 0; `None` to search for the best.
     pub scale: Option<f32>,
+    /// Whether [`Numbers`] are wanted: they take as long as the feedback.
+    pub numbers: bool,
     /// About how many tiles such a search encodes at each scale, besides those with the largest weights; at most an
     /// eighth of all.
     pub sample_tiles: usize,
@@ -43,7 +45,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { threads: 1, feedback: true, scale: None, sample_tiles: 64, seed: 0 }
+        Settings { threads: 1, feedback: true, scale: None, numbers: true, sample_tiles: 64, seed: 0 }
     }
 }
 
@@ -84,7 +86,7 @@ impl Numbers {
 pub struct Quantized {
     /// The weight.
     pub linear: Linear<'static>,
-    /// How near it is.
+    /// How near it is; zeros if that was not wanted.
     pub numbers: Numbers,
     /// The deviation of the codebook over that of the weights, as it was found or given.
     pub scale: f32,
@@ -102,7 +104,7 @@ pub fn quantize(
 ) -> Result<Quantized, QuantizeError> {
     let job = Job::new(*weight, factor, encoder, settings)?;
     let blocks = parallel::map((0..job.blocks()).collect(), settings.threads, |block| job.block(block));
-    Ok(job.finish(&blocks))
+    Ok(job.finish(&blocks.into_iter().collect::<Result<Vec<_>, _>>()?))
 }
 
 /// A weight that is quantized block after block, in any order: for whoever has threads of his own, shows how far it
@@ -113,6 +115,7 @@ pub struct Job<'a> {
     factor: &'a Factor,
     encoder: &'a Encoder,
     feedback: bool,
+    numbers: bool,
     scale: f32,
     /// With all scales, and tiles that are still 0.
     linear: Linear<'static>,
@@ -123,7 +126,7 @@ pub struct Job<'a> {
 pub struct Block {
     /// The tiles, `[inputs / 16, 8]`.
     pub tiles: Vec<u8>,
-    /// How near they are.
+    /// How near they are, if that is wanted.
     pub numbers: Numbers,
 }
 
@@ -132,7 +135,7 @@ impl<'a> Job<'a> {
     ///
     /// # Errors
     /// If the weight has another number of inputs than the Hessian, or the format can't have its scales or the
-    /// encoder's rate and codebook.
+    /// encoder's rate and codebook; a device that fails.
     pub fn new(
         weight: Weight<'a>,
         factor: &'a Factor,
@@ -147,9 +150,10 @@ impl<'a> Job<'a> {
         };
         let scale = match settings.scale {
             Some(scale) => scale,
-            None => search_scale(&weight, factor, encoder, linear(1.0)?.svh(), settings),
+            None => search_scale(&weight, factor, encoder, linear(1.0)?.svh(), settings)?,
         };
-        Ok(Job { weight, factor, encoder, feedback: settings.feedback, scale, linear: linear(scale)? })
+        let Settings { feedback, numbers, .. } = *settings;
+        Ok(Job { weight, factor, encoder, feedback, numbers, scale, linear: linear(scale)? })
     }
 
     /// How many blocks of 128 outputs there are.
@@ -164,9 +168,12 @@ impl<'a> Job<'a> {
 
     /// Quantizes the outputs from `128 · block`.
     ///
+    /// # Errors
+    /// A device that fails.
+    ///
     /// # Panics
     /// If there is no such block.
-    pub fn block(&self, block: usize) -> Block {
+    pub fn block(&self, block: usize) -> Result<Block, QuantizeError> {
         assert!(block < self.blocks(), "no block {block} of {}", self.blocks());
         let svh = &self.linear.svh()[block * BLOCK..][..BLOCK];
         let rotated = rotated_block(&self.weight, self.factor.suh(), self.linear.svh(), block);
@@ -176,16 +183,21 @@ impl<'a> Job<'a> {
         strip.encode(|band, noise, bytes| {
             error += band_energy(self.factor.root(band), noise, svh);
             tiles[band * bytes.len()..][..bytes.len()].copy_from_slice(bytes);
-        });
-        let mut errors = strip.errors;
-        if !self.feedback {
-            error = energy(&errors, self.factor, svh);
-        }
-        let energy = energy(&rotated, self.factor, svh);
+        })?;
+        let errors = strip.errors;
+        let numbers =
+            if self.numbers { self.block_numbers(block, &rotated, errors, error) } else { Numbers::default() };
+        Ok(Block { tiles, numbers })
+    }
+
+    /// The numbers of a block of weights and their errors, both rotated. `error` is the layer's with feedback.
+    fn block_numbers(&self, block: usize, rotated: &[f32], mut errors: Vec<f32>, error: f64) -> Numbers {
+        let svh = &self.linear.svh()[block * BLOCK..][..BLOCK];
+        let error = if self.feedback { error } else { energy(&errors, self.factor, svh) };
+        let energy = energy(rotated, self.factor, svh);
         rotate_back(&mut errors, self.factor.suh(), svh);
         let weights = squares(&self.weight.block(block));
-        let numbers = Numbers { error, energy, squared_error: squares(&errors), squares: weights };
-        Block { tiles, numbers }
+        Numbers { error, energy, squared_error: squares(&errors), squares: weights }
     }
 
     /// Puts the blocks together.
@@ -212,33 +224,39 @@ impl<'a> Job<'a> {
 ///
 /// Some tiles are encoded at several scales; `svh` are the outputs' scales for a scale of 1. Feedback adds the errors
 /// of other inputs to the weights: by how much it widens them, a few outputs show that are rounded with it.
-fn search_scale(weight: &Weight<'_>, factor: &Factor, encoder: &Encoder, svh: &[f16], settings: &Settings) -> f32 {
+fn search_scale(
+    weight: &Weight<'_>,
+    factor: &Factor,
+    encoder: &Encoder,
+    svh: &[f16],
+    settings: &Settings,
+) -> Result<f32, QuantizeError> {
     let blocks = weight.outputs() / BLOCK;
     let total = weight.count() / LEN;
     let each = settings.sample_tiles.min(total / SAMPLE_SHARE).div_ceil(blocks).max(1);
     let samples = map_blocks(weight, factor.suh(), svh, settings.threads, |block, rotated| {
         BlockSample::new(&rotated, block, each)
     });
-    let best = Sample::new(samples, total, EXTREME_TILES).best_factor(encoder, settings.threads);
+    let best = Sample::new(samples, total, EXTREME_TILES).best_factor(encoder, settings.threads)?;
     if !settings.feedback {
-        return best.recip();
+        return Ok(best.recip());
     }
     let rotated = rotated_block(weight, factor.suh(), svh, blocks / 2);
     let trial: Vec<f32> = rotated.chunks_exact(BLOCK).flat_map(|row| &row[..TRIAL_OUTPUTS]).map(|w| w * best).collect();
-    widening(&trial, TRIAL_OUTPUTS, factor, encoder) / best
+    Ok(widening(&trial, TRIAL_OUTPUTS, factor, encoder)? / best)
 }
 
 /// The deviation of what the encoder gets over that of the weights, where errors in a band count as they do in the
 /// layer's error.
-fn widening(weights: &[f32], width: usize, factor: &Factor, encoder: &Encoder) -> f32 {
+fn widening(weights: &[f32], width: usize, factor: &Factor, encoder: &Encoder) -> Result<f32, QuantizeError> {
     let (mut with, mut without) = (0.0, 0.0);
     let mut strip = Strip::new(weights, width, factor, encoder, true);
     strip.encode_with_targets(|band, targets| {
         let importance = squares(factor.root(band));
         with += importance * squares(targets);
         without += importance * squares(&weights[band * SIDE * width..][..SIDE * width]);
-    });
-    if without > 0.0 { (with / without).sqrt() as f32 } else { 1.0 }
+    })?;
+    Ok(if without > 0.0 { (with / without).sqrt() as f32 } else { 1.0 })
 }
 
 /// Some outputs of a rotated weight while they are rounded.
@@ -248,7 +266,7 @@ struct Strip<'a> {
     factor: &'a Factor,
     encoder: &'a Encoder,
     feedback: bool,
-    scratch: Scratch,
+    scratch: Option<Scratch>,
     /// What the weights have more than their tiles, `[inputs, width]`, from the last band on as far as it has come.
     errors: Vec<f32>,
 }
@@ -257,28 +275,32 @@ impl<'a> Strip<'a> {
     /// Of weights `[inputs, width]`, where `width` is a multiple of 16.
     fn new(weights: &'a [f32], width: usize, factor: &'a Factor, encoder: &'a Encoder, feedback: bool) -> Strip<'a> {
         let errors = vec![0.0; weights.len()];
-        Strip { weights, width, factor, encoder, feedback, scratch: encoder.scratch(), errors }
+        Strip { weights, width, factor, encoder, feedback, scratch: None, errors }
     }
 
     /// Rounds everything, and gives for each band what the tiles lack of what was asked of them, `[16, width]`, and
     /// their bytes.
-    fn encode(&mut self, mut done: impl FnMut(usize, &[f32], &[u8])) {
+    fn encode(&mut self, mut done: impl FnMut(usize, &[f32], &[u8])) -> Result<(), QuantizeError> {
         self.bands(|strip, band, targets| {
-            let bytes = strip.encode_band(band, targets);
+            let bytes = strip.encode_band(band, targets)?;
             done(band, targets, &bytes);
-        });
+            Ok(())
+        })
     }
 
     /// Rounds everything, and gives for each band what is asked of the tiles.
-    fn encode_with_targets(&mut self, mut done: impl FnMut(usize, &[f32])) {
+    fn encode_with_targets(&mut self, mut done: impl FnMut(usize, &[f32])) -> Result<(), QuantizeError> {
         self.bands(|strip, band, targets| {
             done(band, targets);
-            strip.encode_band(band, targets);
-        });
+            strip.encode_band(band, targets).map(drop)
+        })
     }
 
     /// From the last band to the first: the weights, with the errors of those before fed back.
-    fn bands(&mut self, mut next: impl FnMut(&mut Self, usize, &mut [f32])) {
+    fn bands(
+        &mut self,
+        mut next: impl FnMut(&mut Self, usize, &mut [f32]) -> Result<(), QuantizeError>,
+    ) -> Result<(), QuantizeError> {
         let (inputs, width) = (self.factor.inputs(), self.width);
         for first in (0..inputs).step_by(BLOCK).rev() {
             let mut group = self.weights[first * width..][..BLOCK * width].to_vec();
@@ -286,9 +308,10 @@ impl<'a> Strip<'a> {
             for row in (first..first + BLOCK).step_by(SIDE).rev() {
                 let targets = &mut group[(row - first) * width..][..SIDE * width];
                 self.feed_back(targets, row, row + SIDE..first + BLOCK);
-                next(self, row / SIDE, targets);
+                next(self, row / SIDE, targets)?;
             }
         }
+        Ok(())
     }
 
     /// Adds to the rows from `first` the errors of the rows `from`, as far as `U` says.
@@ -299,12 +322,13 @@ impl<'a> Strip<'a> {
     }
 
     /// Encodes a band, leaves in `targets` what the tiles lack of them, and gives the tiles' bytes.
-    fn encode_band(&mut self, band: usize, targets: &mut [f32]) -> Vec<u8> {
+    fn encode_band(&mut self, band: usize, targets: &mut [f32]) -> Result<Vec<u8>, QuantizeError> {
         let (rate, table) = (self.encoder.rate(), self.encoder.codebook().table());
         let mut bytes = vec![0; self.width / SIDE * rate.tile_bytes()];
         let start = band * SIDE * self.width;
-        for (column, bytes) in bytes.chunks_exact_mut(rate.tile_bytes()).enumerate() {
-            let states = self.encoder.encode(&mut self.scratch, &ring_at(targets, self.width, 0, column));
+        let rings: Vec<_> = (0..self.width / SIDE).map(|column| ring_at(targets, self.width, 0, column)).collect();
+        let found = self.encoder.encode_all(&mut self.scratch, &rings)?;
+        for (column, (bytes, states)) in bytes.chunks_exact_mut(rate.tile_bytes()).zip(found).enumerate() {
             tile::pack(rate, &states, bytes);
             for (&index, state) in tile::RING.iter().zip(states) {
                 let (row, output) = (usize::from(index) / SIDE, usize::from(index) % SIDE);
@@ -314,7 +338,7 @@ impl<'a> Strip<'a> {
                 targets[at] -= value;
             }
         }
-        bytes
+        Ok(bytes)
     }
 }
 

@@ -4,6 +4,7 @@ use tensor::format::trellis::hadamard::BLOCK;
 use tensor::format::trellis::{LEN, SIDE, tile};
 
 use crate::encoder::Encoder;
+use crate::error::QuantizeError;
 use crate::parallel;
 use crate::rotation::squares;
 
@@ -63,13 +64,16 @@ impl Sample {
 
     /// The factor for the weights with which the encoder's error is least, over the factor itself. The weights'
     /// deviation is about that of the codebook.
-    pub(crate) fn best_factor(&self, encoder: &Encoder, threads: usize) -> f32 {
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub(crate) fn best_factor(&self, encoder: &Encoder, threads: usize) -> Result<f32, QuantizeError> {
         let error_at = |step: i32| self.error(encoder, power(step), threads);
         let start = start(encoder.rate().bits());
-        let (mut best, mut error, mut before, mut after) = (start, error_at(start), None, None);
+        let (mut best, mut error, mut before, mut after) = (start, error_at(start)?, None, None);
         while best < start + STEPS_MAX && best > start - STEPS_MAX {
-            let low = *before.get_or_insert_with(|| error_at(best - 1));
-            let high = *after.get_or_insert_with(|| error_at(best + 1));
+            let low = before.map_or_else(|| error_at(best - 1), Ok)?;
+            let high = after.map_or_else(|| error_at(best + 1), Ok)?;
             if low < error && low <= high {
                 (best, error, before, after) = (best - 1, low, None, Some(error));
             } else if high < error {
@@ -78,26 +82,25 @@ impl Sample {
                 // The lowest point of the parabola through the three.
                 let curvature = low - 2.0 * error + high;
                 let offset = if curvature > 0.0 { (low - high) / (2.0 * curvature) } else { 0.0 };
-                return power(best) * (1.0 + (STEP - 1.0) * offset.clamp(-0.5, 0.5) as f32);
+                return Ok(power(best) * (1.0 + (STEP - 1.0) * offset.clamp(-0.5, 0.5) as f32));
             }
         }
-        power(best)
+        Ok(power(best))
     }
 
     /// The squared error of all weights, estimated from the sample: the encoder gets weights times `factor`.
-    fn error(&self, encoder: &Encoder, factor: f32, threads: usize) -> f64 {
+    fn error(&self, encoder: &Encoder, factor: f32, threads: usize) -> Result<f64, QuantizeError> {
         let table = encoder.codebook().table();
         let chunks = self.tiles.chunks(8).collect();
         let errors = parallel::map(chunks, threads, |tiles: &[([f32; LEN], f64)]| {
-            let mut scratch = encoder.scratch();
-            let errors = tiles.iter().map(|(weights, count)| {
-                let scaled = weights.map(|weight| weight * factor);
-                let states = encoder.encode(&mut scratch, &scaled);
+            let scaled: Vec<_> = tiles.iter().map(|(weights, _)| weights.map(|weight| weight * factor)).collect();
+            let found = encoder.encode_all(&mut None, &scaled)?;
+            let errors = scaled.iter().zip(found).zip(tiles).map(|((scaled, states), (_, count))| {
                 let differences: [f32; LEN] =
                     std::array::from_fn(|index| (scaled[index] - table[usize::from(states[index])]) / factor);
                 count * squares(&differences)
             });
-            errors.sum::<f64>()
+            Ok(errors.sum::<f64>())
         });
         errors.into_iter().sum()
     }

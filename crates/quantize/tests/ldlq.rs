@@ -1,10 +1,14 @@
 //! Whole weights: Hessians, their decomposition, and what feedback is worth.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use half::{bf16, f16};
 use quantize::{
-    Encoder, Factor, Hessian, Job, QuantizeError, Quantized, Settings, Weight, WeightRows, input_scales, quantize,
+    Encoder, Factor, Hessian, Job, QuantizeError, Quantized, Settings, TileDevice, TileQueue, Weight, WeightRows,
+    input_scales, quantize,
 };
-use tensor::format::trellis::{Codebook, LinearError, Rate, SIDE, hadamard};
+use tensor::format::trellis::{Codebook, LEN, LinearError, Rate, SIDE, hadamard};
 
 /// Independent numbers with a normal distribution of deviation 1.
 fn normal(seed: u64, count: usize) -> Vec<f32> {
@@ -233,8 +237,8 @@ fn blocks_can_be_made_in_any_order() {
     let factor = Factor::new(&hessian(inputs), &vec![f16::ONE; inputs], 0.025, 1).expect("a factor");
     let (encoder, settings) = (encoder(6), Settings { scale: Some(1.1), threads: 2, ..Settings::default() });
     let job = Job::new(weight, &factor, &encoder, &settings).expect("a weight");
-    let last = job.block(1);
-    let blocks = [job.block(0), last];
+    let last = job.block(1).expect("no device");
+    let blocks = [job.block(0).expect("no device"), last];
     assert!(job.finish(&blocks) == quantize(&weight, &factor, &encoder, &settings).expect("a weight"));
 }
 
@@ -263,6 +267,45 @@ fn a_weight_need_not_be_in_memory() {
     rows.0[200 * inputs + 7] = f32::NAN;
     let error = Weight::from_rows(&rows, outputs, inputs).expect_err("not finite").to_string();
     assert!(error.contains("NaN in row 200, column 7"), "{error}");
+}
+
+/// The processor as a device, for all rates but one.
+struct Processor(Arc<AtomicUsize>);
+
+impl TileDevice for Processor {
+    fn supports(&self, rate: Rate) -> bool {
+        rate.half_bits() != 8
+    }
+
+    fn tiles(&self) -> usize {
+        16
+    }
+
+    fn search(&self, codebook: Codebook, rate: Rate, targets: &[[i16; LEN]]) -> Result<Vec<[u16; LEN]>, String> {
+        self.0.fetch_add(targets.len(), Ordering::Relaxed);
+        // From fixed point and back.
+        let tiles: Vec<_> = targets.iter().map(|tile| tile.map(|target| f32::from(target) / 8192.0)).collect();
+        Encoder::new(codebook, rate).encode_all(&mut None, &tiles).map_err(|error| error.to_string())
+    }
+}
+
+#[test]
+fn a_device_that_finds_tiles_changes_nothing() {
+    let (inputs, outputs) = (128, 256);
+    let values = normal(11, inputs * outputs);
+    let weight = Weight::new(&values, outputs, inputs).expect("a weight");
+    let factor = Factor::new(&hessian(inputs), &vec![f16::ONE; inputs], 0.025, 1).expect("a factor");
+    let served = Arc::new(AtomicUsize::new(0));
+    let queue = TileQueue::new(Box::new(Processor(served.clone())));
+    for (half_bits, sample_tiles, threads) in [(5, 8, 3), (8, 8, 1)] {
+        let settings = Settings { threads, sample_tiles, ..Settings::default() };
+        let expected = quantize(&weight, &factor, &encoder(half_bits), &settings).expect("a weight");
+        let before = served.load(Ordering::Relaxed);
+        let found = quantize(&weight, &factor, &encoder(half_bits).on(&queue), &settings).expect("a weight");
+        assert!(found == expected, "{half_bits} half bits");
+        // All tiles and those of the search for the scale, or none.
+        assert_eq!(served.load(Ordering::Relaxed) - before > 128, half_bits == 5, "{half_bits} half bits");
+    }
 }
 
 #[test]

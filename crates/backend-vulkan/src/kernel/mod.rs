@@ -19,6 +19,7 @@ pub(crate) mod sample;
 pub(crate) mod select_outputs;
 pub(crate) mod to_half;
 pub(crate) mod trellis;
+pub(crate) mod trellis_encode;
 
 use tensor::DType;
 

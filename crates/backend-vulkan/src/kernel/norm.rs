@@ -1,5 +1,6 @@
 //! The norms between the halves of layers, with the addition between them.
 
+use super::trellis::Rotated;
 use super::{Quantized, View, kernel};
 use crate::dispatch::{Dispatch, Push};
 use crate::features::Features;
@@ -22,10 +23,13 @@ pub(crate) struct Output {
     pub(crate) floats: Option<View>,
     /// Where its 8-bit values go, if they are wanted.
     pub(crate) quantized: Option<Quantized>,
+    /// Where its rotated values go, if they are wanted and not 8-bit ones as they are, and the address of the scales of
+    /// the inputs of the products they are for.
+    pub(crate) rotated: Option<(Rotated, u64)>,
 }
 
 /// Where the arguments for [`touch`] stand.
-const AHEAD: usize = 7 * size_of::<u64>();
+const AHEAD: usize = 8 * size_of::<u64>();
 
 /// Workgroups that touch all pages: several, because parts of the device have translations of their own.
 const TOUCHING: u32 = 32;
@@ -58,7 +62,12 @@ pub(crate) fn norm(
     let held = (fours as u32).div_ceil(workgroup);
     let flags = [update.is_some(), floats.is_some(), quantized.is_some()].map(u32::from);
     let order = quantized.map_or(0, |quantized| quantized.arrangement.order as u32);
-    let mut kernel = kernel(features, "norm", [&[held], &flags[..], &[order]].concat());
+    let rotated = output.and_then(|output| output.rotated);
+    assert!(quantized.is_none() || rotated.is_none(), "one of both forms");
+    let form = rotated.map_or(0, |(rotated, _)| rotated.form as u32);
+    let others = quantized.map(|quantized| (quantized.values, quantized.sums));
+    let (values, sums) = others.or(rotated.map(|(rotated, _)| (rotated.values, rotated.sums))).unwrap_or_default();
+    let mut kernel = kernel(features, "norm", [&[held], &flags[..], &[order, form]].concat());
     kernel.workgroup = workgroup;
     let none = (View { address: 0, width: 0 }, Scale { weight: 0, epsilon: 1.0 });
     let (from, first) = update.unwrap_or(none);
@@ -69,8 +78,9 @@ pub(crate) fn norm(
         .address(residual.address)
         .address(second.weight)
         .address(floats.map_or(0, |view| view.address))
-        .address(quantized.map_or(0, |quantized| quantized.values))
-        .address(quantized.map_or(0, |quantized| quantized.sums))
+        .address(values)
+        .address(sums)
+        .address(rotated.map_or(0, |(_, scales)| scales))
         .address(0)
         .address(0)
         .number(0)
@@ -78,7 +88,7 @@ pub(crate) fn norm(
     let mut writes = Vec::new();
     writes.extend(update.map(|_| residual.address));
     writes.extend(floats.map(|view| view.address));
-    writes.extend(quantized.map(|quantized| quantized.values));
+    writes.extend((values != 0).then_some(values));
     let reads = update.map(|(view, _)| view.address).into_iter().chain([residual.address]).collect();
     let vectors = 1 + 2 * u64::from(update.is_some()) + u64::from(floats.is_some());
     Dispatch {

@@ -2,8 +2,8 @@
 //!
 //! Calibration text goes through the model one layer at a time. Each layer is quantized with what it gets there, and
 //! the text goes on through the quantized layer, so that the next ones see its errors. In memory are one layer, its
-//! Hessians and the states of the text. What a layer became is kept on disk, so that an interrupted run goes on, and finds
-//! the same.
+//! Hessians and the states of the text. What a layer became is kept on disk, so that an interrupted run goes on, and
+//! finds the same.
 
 mod allocate;
 mod convert;
@@ -28,7 +28,7 @@ use tensor::format::trellis::hadamard::BLOCK;
 use tensor::format::trellis::{Linear, Rate};
 use tensor::{Backend, WeightBytes};
 
-use crate::Hessian;
+use crate::{Hessian, TileQueue};
 use allocate::Item;
 use folder::About;
 use plan::{Plan, Target};
@@ -85,6 +85,8 @@ pub struct Task<'a> {
     pub sequences: &'a [Vec<u32>],
     /// How.
     pub options: &'a Options,
+    /// Who finds tiles; `None` for the processor. The result does not depend on it.
+    pub tiles: Option<&'a TileQueue>,
     /// Who looks on.
     pub observer: &'a dyn Observer,
 }
@@ -356,7 +358,7 @@ impl Layers<'_> {
             let tensors = targets.map(|(index, target)| (target.tensor, self.rates[index])).collect();
             Shared { hessian, tensors, seed: self.seed(layer, input) }
         });
-        round(self.task.source, &shared.collect::<Vec<_>>(), options, count)
+        round(self.task, &shared.collect::<Vec<_>>(), count)
     }
 
     /// Quantizes the head.
@@ -370,7 +372,7 @@ impl Layers<'_> {
         })?;
         let tensors = vec![(target.tensor, self.rates[index])];
         let shared = Shared { hessian, tensors, seed: self.seed(target.layer, 0) };
-        round(self.task.source, &[shared], options, count)
+        round(self.task, &[shared], count)
     }
 
     /// Of the signs of what shares an input.

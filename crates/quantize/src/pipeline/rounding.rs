@@ -1,15 +1,15 @@
 //! Quantizes the weights of a layer, or the head.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use engine::{ModelSource, SourceTensor};
 use model::Role;
 use tensor::format::trellis::hadamard::BLOCK;
-use tensor::format::trellis::{Codebook, Linear, Rate};
+use tensor::format::trellis::{Codebook, Linear, Rate, SIDE};
 use tensor::{DType, WeightBytes, WeightSource};
 
-use super::{Observer, Options, PipelineError, Stage};
+use super::{Observer, Options, PipelineError, Stage, Task};
 use crate::error::check_finite;
 use crate::{Encoder, Factor, Hessian, Job, QuantizeError, Settings, Weight, WeightRows, input_scales, parallel};
 
@@ -143,11 +143,11 @@ impl Count<'_> {
 
 /// Quantizes all weights of the `shared` inputs, in their order. The threads share one queue of blocks of 128 outputs.
 pub(super) fn round(
-    source: &ModelSource<'_>,
+    task: &Task<'_>,
     shared: &[Shared<'_>],
-    options: &Options,
     count: &Count<'_>,
 ) -> Result<Vec<Linear<'static>>, PipelineError> {
+    let (source, options) = (task.source, task.options);
     let mut weights = Vec::new();
     for shared in shared {
         let read = shared.tensors.iter().map(|(tensor, _)| Padded::read(source, tensor));
@@ -159,44 +159,85 @@ pub(super) fn round(
     let mut encoders: Vec<Encoder> = Vec::new();
     for rate in rates {
         if encoders.iter().all(|encoder| encoder.rate() != rate) {
-            encoders.push(Encoder::new(Codebook::Mul1, rate));
+            let encoder = Encoder::new(Codebook::Mul1, rate);
+            encoders.push(match task.tiles {
+                Some(tiles) => encoder.on(tiles),
+                None => encoder,
+            });
         }
     }
-    let mut jobs = Vec::new();
-    for ((shared, weights), factor) in shared.iter().zip(&weights).zip(&factors) {
-        for (index, ((tensor, rate), weight)) in shared.tensors.iter().zip(weights).enumerate() {
-            let encoder = encoders.iter().find(|encoder| encoder.rate() == *rate).expect("one for each rate");
-            let settings = Settings {
-                threads: options.threads,
-                feedback: options.feedback,
-                seed: shared.seed + 1 + index as u64,
-                ..Settings::default()
-            };
-            let job = Job::new(weight.weight(&tensor.name)?, factor, encoder, &settings);
-            jobs.push(job.map_err(PipelineError::quantize(format!("`{}`", tensor.name)))?);
+    let usual = Settings { numbers: false, ..Settings::default() };
+    let inputs = shared.iter().zip(&weights).zip(&factors);
+    let parts = inputs.flat_map(|((shared, weights), factor)| {
+        let tensors = shared.tensors.iter().zip(weights).zip(shared.seed + 1..);
+        tensors.map(|(((tensor, rate), weight), seed)| Part {
+            name: &tensor.name,
+            weight,
+            factor,
+            encoder: encoders.iter().find(|encoder| encoder.rate() == *rate).expect("one for each rate"),
+            settings: Settings { threads: options.threads, feedback: options.feedback, seed, ..usual },
+            job: OnceLock::new(),
+        })
+    });
+    let parts: Vec<Part<'_>> = parts.collect();
+    let threads = match task.tiles {
+        // While a device works on their tiles, threads wait.
+        Some(tiles) => options.threads.max(tiles.tiles().div_ceil(BLOCK / SIDE)),
+        None => {
+            // Nobody has to wait for a job that way.
+            parallel::map(parts.iter().collect(), options.threads, |part: &Part<'_>| part.job().map(drop));
+            options.threads
         }
-    }
-    run(jobs, options.threads, count)
+    };
+    run(parts, threads, count)
 }
 
-/// All blocks of all jobs, the longest ones first.
-fn run(jobs: Vec<Job<'_>>, threads: usize, count: &Count<'_>) -> Result<Vec<Linear<'static>>, PipelineError> {
-    let mut queue: Vec<(usize, usize)> =
-        jobs.iter().enumerate().flat_map(|(job, of)| (0..of.blocks()).map(move |block| (job, block))).collect();
-    queue.sort_by_key(|&(job, _)| std::cmp::Reverse(jobs[job].inputs()));
-    let results = parallel::map(queue, threads, |(job, block)| {
+/// A weight that is to be quantized.
+struct Part<'a> {
+    name: &'a str,
+    weight: &'a Padded,
+    factor: &'a Factor,
+    encoder: &'a Encoder,
+    settings: Settings,
+    job: OnceLock<Result<Job<'a>, PipelineError>>,
+}
+
+impl<'a> Part<'a> {
+    /// The job, which the first one who asks makes. The search for a scale keeps one thread busy: it ends with a few
+    /// outputs that are rounded band after band.
+    fn job(&self) -> Option<&Job<'a>> {
+        let make = || {
+            let job = Job::new(self.weight.weight(self.name)?, self.factor, self.encoder, &self.settings);
+            job.map_err(PipelineError::quantize(format!("`{}`", self.name)))
+        };
+        self.job.get_or_init(make).as_ref().ok()
+    }
+}
+
+/// All blocks of all weights, the longest ones first.
+fn run(parts: Vec<Part<'_>>, threads: usize, count: &Count<'_>) -> Result<Vec<Linear<'static>>, PipelineError> {
+    let blocks_of =
+        |(index, part): (usize, &Part<'_>)| (0..part.weight.outputs / BLOCK).map(move |block| (index, block));
+    let mut queue: Vec<(usize, usize)> = parts.iter().enumerate().flat_map(blocks_of).collect();
+    queue.sort_by_key(|&(index, _)| std::cmp::Reverse(parts[index].weight.inputs));
+    let results = parallel::map(queue, threads, |(index, block)| {
         if count.observer.cancelled() {
-            return None;
+            return Err(PipelineError::Cancelled);
         }
-        let result = jobs[job].block(block);
-        count.add((BLOCK * jobs[job].inputs()) as u64);
-        Some((job, block, result))
+        let part = &parts[index];
+        // Why there is no job is told below.
+        let Some(job) = part.job() else { return Ok(None) };
+        let result = job.block(block).map_err(PipelineError::quantize(format!("`{}`", part.name)))?;
+        count.add((BLOCK * part.weight.inputs) as u64);
+        Ok(Some((index, block, result)))
     });
-    let mut results = results.into_iter().collect::<Option<Vec<_>>>().ok_or(PipelineError::Cancelled)?;
-    results.sort_by_key(|&(job, block, _)| (job, block));
-    let mut blocks: Vec<Vec<_>> = jobs.iter().map(|_| Vec::new()).collect();
-    results.into_iter().for_each(|(job, _, result)| blocks[job].push(result));
-    Ok(jobs.into_iter().zip(blocks).map(|(job, blocks)| job.finish(&blocks).linear).collect())
+    let results = results.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let mut results: Vec<_> = results.into_iter().flatten().collect();
+    results.sort_by_key(|&(index, block, _)| (index, block));
+    let mut blocks: Vec<Vec<_>> = parts.iter().map(|_| Vec::new()).collect();
+    results.into_iter().for_each(|(index, _, result)| blocks[index].push(result));
+    let jobs = parts.into_iter().map(|part| part.job.into_inner().expect("every weight has blocks"));
+    jobs.zip(blocks).map(|(job, blocks)| Ok(job?.finish(&blocks).linear)).collect()
 }
 
 /// The scales and the decomposition of a shared input.

@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use checkpoint::Checkpoint;
 use engine::ModelSource;
 use quantize::pipeline::{Allocation, Budget, Observer, Options, PipelineError, Stage, Task};
-use tensor::format::trellis::Rate;
+use quantize::{TileDevice, TileQueue};
+use tensor::format::trellis::{Codebook, LEN, Rate};
 use tensor::reference::ReferenceBackend;
 
 use random::Folder;
@@ -45,12 +46,23 @@ fn original(folder: &Folder) -> PathBuf {
 
 /// Quantizes that, and stops when it has been asked so often whether to.
 fn run(folder: &Folder, name: &str, options: &Options, asks: usize) -> Result<PathBuf, PipelineError> {
+    run_on(folder, name, options, asks, None)
+}
+
+/// As [`run`], with the tiles of a device.
+fn run_on(
+    folder: &Folder,
+    name: &str,
+    options: &Options,
+    asks: usize,
+    tiles: Option<&TileQueue>,
+) -> Result<PathBuf, PipelineError> {
     let checkpoint = Checkpoint::open(&original(folder)).unwrap();
     let source = ModelSource::open(&checkpoint).unwrap();
     let sequences = random::sequences(8, 64);
     let observer = StopAfter(AtomicUsize::new(asks));
-    let task =
-        Task { source: &source, backend: &ReferenceBackend, sequences: &sequences, options, observer: &observer };
+    let (source, backend, sequences) = (&source, &ReferenceBackend, &sequences[..]);
+    let task = Task { source, backend, sequences, options, tiles, observer: &observer };
     let target = folder.0.join(name);
     task.run(&target, false).map(|_| target)
 }
@@ -92,6 +104,33 @@ fn an_interrupted_run_goes_on_and_ends_with_the_same_bits() {
     for (name, bytes) in &whole {
         assert!(parts[name] == *bytes, "`{name}` differs");
     }
+}
+
+/// A device that fails.
+struct Broken;
+
+impl TileDevice for Broken {
+    fn supports(&self, _: Rate) -> bool {
+        true
+    }
+
+    fn tiles(&self) -> usize {
+        40
+    }
+
+    fn search(&self, _: Codebook, _: Rate, _: &[[i16; LEN]]) -> Result<Vec<[u16; LEN]>, String> {
+        Err("it is tired".into())
+    }
+}
+
+#[test]
+fn a_device_that_fails_ends_the_run() {
+    let folder = Folder::new("device");
+    let error = run_on(&folder, "broken", &options(), usize::MAX, Some(&TileQueue::new(Box::new(Broken)))).unwrap_err();
+    assert!(matches!(error, PipelineError::Quantize { .. }), "{error}");
+    let source = std::error::Error::source(&error).map(ToString::to_string);
+    assert_eq!(source.as_deref(), Some("no tiles were found: it is tired"));
+    assert!(!folder.0.join("broken").exists());
 }
 
 #[test]

@@ -64,7 +64,7 @@ fn a_process_of_its_own() {
     let (sequences, options) = (random::sequences(8, 64), options());
     let observer = StopAfter(AtomicUsize::new(1));
     let (source, backend) = (&source, &ReferenceBackend);
-    let task = Task { source, backend, sequences: &sequences, options: &options, observer: &observer };
+    let task = Task { source, backend, sequences: &sequences, options: &options, tiles: None, observer: &observer };
     let before = status("VmRSS").unwrap();
     assert!(matches!(task.run(&folder.join("small"), false), Err(PipelineError::Cancelled)));
     let taken = status("VmHWM").unwrap() - before;
@@ -82,14 +82,14 @@ fn the_work_is_that_of_the_shapes() {
     let (sequences, options) = (random::sequences(8, 64), options());
     let observer = StopAfter(AtomicUsize::new(usize::MAX));
     let (source, backend) = (&source, &ReferenceBackend);
-    let task = Task { source, backend, sequences: &sequences, options: &options, observer: &observer };
+    let task = Task { source, backend, sequences: &sequences, options: &options, tiles: None, observer: &observer };
     let estimate = task.estimate().unwrap();
     let work = &estimate.work;
     // Outputs and inputs with padding: of queries, keys, values and the attention's output, of gate, up, down and head.
     let shapes = [[128, 128], [128, 128], [128, 128], [128, 128], [256, 128], [256, 128], [128, 256], [256, 128]];
     let sum = |of: &dyn Fn(f64, f64) -> f64| shapes.iter().map(|[o, i]| of(f64::from(*o), f64::from(*i))).sum::<f64>();
     assert_eq!(work.weights, sum(&|outputs, inputs| outputs * inputs));
-    assert_eq!(work.feedback, sum(&|outputs, inputs| outputs * inputs * inputs));
+    assert_eq!(work.feedback, sum(&|outputs, inputs| outputs * inputs * inputs / 2.0));
     // An eighth of the tiles and the largest one of each block at 4.5 scales, and two outputs of tiles for trial.
     let tiles = sum(&|outputs, inputs| {
         let tiles = outputs * inputs / 256.0;

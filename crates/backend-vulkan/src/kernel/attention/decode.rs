@@ -3,6 +3,7 @@
 use tensor::DType;
 
 use super::super::head_prepare::{HeadPrepare, supports};
+use super::super::trellis::Rotated;
 use super::super::{Quantized, kernel};
 use super::{Addresses, AttentionShape};
 use crate::dispatch::{Dispatch, Push};
@@ -95,6 +96,17 @@ pub(crate) struct Scratch {
     pub(crate) partial: u64,
 }
 
+/// In which forms results go out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Also {
+    /// f32.
+    Nothing,
+    /// f32 and 8 bits.
+    Quantized(Quantized),
+    /// Only rotated, for products whose inputs have these scales.
+    OnlyRotated(Rotated, u64),
+}
+
 /// Attention of `rows` tokens, each of whatever position and sequence `tokens` says, the address of a
 /// `{token, position, sequence, 0}` for each.
 ///
@@ -109,9 +121,15 @@ pub(crate) fn decode(
     a: &Addresses,
     (tokens, rows): (u64, usize),
     scratch: Scratch,
-    quantized: Option<Quantized>,
+    also: Also,
     prepare: Option<&HeadPrepare>,
 ) -> Dispatch {
+    let (quantized, rotated) = match also {
+        Also::Nothing => (None, None),
+        Also::Quantized(quantized) => (Some(quantized), None),
+        Also::OnlyRotated(rotated, scales) => (None, Some((rotated, scales))),
+    };
+    assert!(rotated.is_none() || shape.can_rotate(), "blocks of 128 in groups of {}", shape.group() * shape.head_dim);
     assert!(quantized.is_none() || shape.head_dim.is_multiple_of(32), "blocks of 32 in heads of {}", shape.head_dim);
     let mut kernel = kernel(features, shape.cache().shader("attention_decode"), shape.constants());
     kernel.workgroup = plan.workgroup;
@@ -119,16 +137,22 @@ pub(crate) fn decode(
     kernel.constants.extend([plan.team, u32::from(quantized.is_some()), plan.step]);
     kernel.constants.extend([u32::from(prepare.is_some()), epsilon.to_bits()]);
     let Scratch { counters, partial } = scratch;
-    let push = Push::default().address(a.query).address(a.keys).address(a.values).address(a.output).address(tokens);
+    let target = rotated.map_or(a.output, |(_, scales)| scales);
+    let push = Push::default().address(a.query).address(a.keys).address(a.values).address(target).address(tokens);
     let push = push.address(counters).address(partial);
-    let Quantized { values, sums, arrangement } = quantized.unwrap_or_default();
-    kernel.constants.push(arrangement.order as u32);
+    let Quantized { mut values, mut sums, arrangement } = quantized.unwrap_or_default();
+    let form = rotated.map_or(0, |(rotated, _)| rotated.form as u32);
+    kernel.constants.extend([arrangement.order as u32, form]);
+    if let Some((rotated, _)) = rotated {
+        (values, sums) = (rotated.values, rotated.sums);
+    }
     let raw = raw_heads(shape, a, prepare);
     let push = raw.into_iter().fold(push.address(values).address(sums), Push::address);
     let push = push.number(shape.pitch()).number(shape.ring);
     let mut reads = vec![a.query, a.keys, a.values, tokens];
-    let mut writes = vec![a.output, counters, partial];
-    writes.extend(quantized.into_iter().flat_map(|quantized| [quantized.values, quantized.sums]));
+    let mut writes = vec![counters, partial];
+    writes.extend(rotated.is_none().then_some(a.output));
+    writes.extend([values, sums].into_iter().filter(|&address| address != 0));
     if let Some(prepare) = prepare {
         reads.extend([prepare.key.address, prepare.value.address]);
         writes.extend([a.keys, a.values]);
@@ -190,7 +214,8 @@ mod tests {
                 let partial = lab.upload(&vec![0xff; plan.partial_bytes(shape, rows) as usize]).unwrap().address;
                 let scratch = Scratch { counters: counters.address, partial };
                 let what = (&plan, shape);
-                let dispatch = decode(lab.features(), what, &experiment.addresses, (tokens, rows), scratch, None, None);
+                let dispatch =
+                    decode(lab.features(), what, &experiment.addresses, (tokens, rows), scratch, Also::Nothing, None);
                 lab.run(&[dispatch.clone(), dispatch.clone(), dispatch]).unwrap();
                 experiment.check(&mut lab);
                 let counters = lab.download(counters, Decode::counter_bytes(shape, rows) as usize).unwrap();
@@ -212,7 +237,8 @@ mod tests {
         let width = shape.heads * shape.head_dim;
         let values = lab.upload(&vec![0; rows * width]).unwrap();
         let meta = lab.upload(&vec![0; rows * width / 16 * 8]).unwrap();
-        let quantized = Some(Quantized { values: values.address, sums: meta.address, ..Quantized::default() });
+        let quantized =
+            Also::Quantized(Quantized { values: values.address, sums: meta.address, ..Quantized::default() });
         let dispatch =
             decode(lab.features(), (&plan, shape), &experiment.addresses, (tokens, rows), scratch, quantized, None);
         lab.run(&[dispatch]).unwrap();
@@ -325,7 +351,8 @@ mod tests {
             let addresses = Addresses { query: query.address, keys, values, output: output.address };
             let (what, scratch) = ((&plan, shape), Scratch { counters, partial });
             let with = fused.then_some(&prepare);
-            let attention = decode(lab.features(), what, &addresses, (self.tokens, tokens), scratch, None, with);
+            let attention =
+                decode(lab.features(), what, &addresses, (self.tokens, tokens), scratch, Also::Nothing, with);
             // Twice fused: it leaves what it starts from but the caches' new rows, and those become the same.
             let dispatches = match fused {
                 true => [attention.clone(), attention],

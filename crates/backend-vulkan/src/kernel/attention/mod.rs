@@ -11,10 +11,11 @@ mod prefill;
 pub(super) mod testing;
 
 use tensor::DType;
+use tensor::format::trellis::hadamard::BLOCK;
 
 use super::cache_write::CacheShape;
 
-pub(crate) use decode::{Decode, Scratch, decode};
+pub(crate) use decode::{Also, Decode, Scratch, decode};
 pub(crate) use prefill::{prefill, prefill_matrix, tiles};
 
 /// What all kernels of attention need to know.
@@ -58,6 +59,11 @@ impl AttentionShape {
     /// Query heads that share a head of keys and values.
     pub(crate) fn group(&self) -> usize {
         self.heads / self.kv_heads
+    }
+
+    /// Whether the queries of a head of keys are whole blocks of a rotation.
+    pub(crate) fn can_rotate(&self) -> bool {
+        (self.group() * self.head_dim).is_multiple_of(BLOCK)
     }
 
     /// Elements from one row of queries to the next.
@@ -152,7 +158,7 @@ mod tests {
         };
         let addresses = Addresses { query: 0, keys: 0, values: 0, output: 0 };
         let plan = Decode::new(features, shape, 1, 8192).expect("a fast path");
-        let quantized = Some(crate::kernel::Quantized::default());
+        let quantized = Also::Quantized(crate::kernel::Quantized::default());
         let scratch = Scratch { counters: 0, partial: 0 };
         let mut dispatches = vec![
             rope(features, query, shape.head_dim, tables, 0, 1),

@@ -131,7 +131,7 @@ impl Bench<'_> {
             let update = View { address: self.output.address, width };
             let residual = View { address: self.output.address + (1 << 20), width };
             let scale = Scale { weight: self.input.values, epsilon: 1e-6 };
-            let output = Output { scale, floats: None, quantized: Some(self.quants) };
+            let output = Output { scale, floats: None, quantized: Some(self.quants), rotated: None };
             let dispatch = norm(self.lab.features(), Some((update, scale)), residual, Some(output), 1);
             self.line(&format!("norm {width}"), &vec![dispatch; 100], out)?;
         }

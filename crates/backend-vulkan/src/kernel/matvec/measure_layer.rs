@@ -55,7 +55,7 @@ impl Layers {
     }
 
     fn dispatches(&self, features: &Features, variant: &Variant) -> Vec<Dispatch> {
-        let output = Output { scale: self.norm, floats: None, quantized: Some(self.normed) };
+        let output = Output { scale: self.norm, floats: None, quantized: Some(self.normed), rotated: None };
         let between = || norm(features, Some((self.update, self.norm)), self.residual, Some(output), 1);
         let product = |parts: &[(Weight, View)], input: Quantized, tiling: Tiling| {
             matvec(features, parts, Input::Quantized(input), 1, tiling)

@@ -2,6 +2,7 @@
 
 use tensor::format::trellis::hadamard::BLOCK;
 
+use super::rotated::Rotated;
 use super::weight::{TrellisWeight, UNIT_OUTPUTS};
 use crate::dispatch::{Dispatch, Push};
 use crate::features::Features;
@@ -9,48 +10,10 @@ use crate::kernel::{View, kernel};
 use crate::pipeline::Kernel;
 
 /// Lanes that have a block or a unit.
-const TEAM: usize = 32;
-
-/// Products that one dispatch can compute.
-pub(crate) const PARTS_MAX: usize = 3;
-
-/// Rotated activations: what products read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rotated {
-    /// f32 rows of whole blocks of 128, at an address.
-    Floats(u64),
-    /// 8-bit integers, and their scales and sums.
-    Quants {
-        /// Address of the integers, rows of whole blocks.
-        values: u64,
-        /// Address of `{scale, scale · sum}` for each 64 of them.
-        sums: u64,
-    },
-}
-
-impl Rotated {
-    /// The buffer's name in hazards.
-    pub(crate) fn address(self) -> u64 {
-        match self {
-            Rotated::Floats(address) => address,
-            Rotated::Quants { values, .. } => values,
-        }
-    }
-}
-
-/// How [`product`] divides its work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Tiling {
-    /// Teams of a workgroup, which share the inputs.
-    pub(crate) split: u32,
-    /// Units side by side: 1, 2 or 4.
-    pub(crate) abreast: u32,
-    /// Slices of the inputs, for workgroups of their own.
-    pub(crate) slices: usize,
-}
+pub(super) const TEAM: usize = 32;
 
 /// Constants 2 and 3 of all shaders that decode.
-fn format_constants(weight: &TrellisWeight) -> Vec<u32> {
+pub(super) fn format_constants(weight: &TrellisWeight) -> Vec<u32> {
     vec![weight.format.rate.half_bits() as u32, weight.format.codebook as u32]
 }
 
@@ -96,82 +59,21 @@ pub(crate) fn rotate(
     rows: usize,
 ) -> Dispatch {
     assert_eq!(input.width, weight.columns);
-    let (form, floats, quants, sums) = match output {
-        Rotated::Floats(address) => ("f32", address, 0, 0),
-        Rotated::Quants { values, sums } => ("int8", 0, values, sums),
-    };
-    let kernel = team_kernel(features, &format!("trellis_rotate.{form}"), 4, vec![]);
+    let kernel = team_kernel(features, "trellis_rotate", 4, vec![output.form as u32]);
     let blocks = weight.inputs() / BLOCK;
     let push = Push::default().address(input.address).address(weight.input_scales());
-    let push = push.address(floats).address(quants).address(sums);
+    let push = push.address(output.values).address(output.sums);
     Dispatch {
         groups: [(TEAM * blocks).div_ceil(kernel.workgroup as usize) as u32, rows as u32, 1],
         kernel,
         push: push.number(input.width).number(input.pitch()).number(blocks),
         reads: vec![input.address],
-        writes: vec![output.address()],
+        writes: vec![output.values],
         bytes: (8 * rows * input.width) as u64,
         operations: (9 * rows * input.width) as u64,
-        label: format!("rotate {form} {rows}×{}", input.width),
+        label: format!("rotate {:?} {rows}×{}", output.form, input.width),
         ..Dispatch::default()
     }
-}
-
-/// Multiplies the tiles of up to [`PARTS_MAX`] weights of one rate, codebook and width by the same one to eight
-/// columns. The result of each, f32 `[slices, columns, outputs]`, is to be finished.
-pub(crate) fn product(
-    features: &Features,
-    parts: &[(TrellisWeight, u64)],
-    input: Rotated,
-    columns: usize,
-    tiling: Tiling,
-) -> Dispatch {
-    let weight = parts[0].0;
-    assert!(parts.len() <= PARTS_MAX);
-    let same = |(other, _): &(TrellisWeight, u64)| {
-        let formats = (other.format.rate, other.format.codebook) == (weight.format.rate, weight.format.codebook);
-        formats && other.inputs() == weight.inputs()
-    };
-    assert!(parts.iter().all(same), "{parts:?}");
-    let (form, values, sums) = match input {
-        Rotated::Floats(address) => ("f32", address, 0),
-        Rotated::Quants { values, sums } => ("int8", values, sums),
-    };
-    let mut constants = format_constants(&weight);
-    constants.extend([columns as u32, tiling.split, tiling.abreast]);
-    let mut kernel = kernel(features, format!("trellis_matvec.{form}"), constants);
-    kernel.workgroup = tiling.split * TEAM as u32;
-    let part = |index: usize| parts.get(index);
-    let mut push = Push::default();
-    for index in 0..PARTS_MAX {
-        push = push.address(part(index).map_or(0, |(weight, _)| weight.address));
-    }
-    for index in 0..PARTS_MAX {
-        push = push.address(part(index).map_or(0, |(_, target)| *target));
-    }
-    push = push.address(values).address(sums);
-    for index in 0..PARTS_MAX {
-        push = push.number(part(index).map_or(0, |(weight, _)| weight.outputs()));
-    }
-    let outputs: usize = parts.iter().map(|(weight, _)| weight.outputs()).sum();
-    Dispatch {
-        groups: [(outputs / UNIT_OUTPUTS) as u32 / tiling.abreast, tiling.slices as u32, 1],
-        kernel,
-        push: push.number(weight.groups()),
-        reads: vec![input.address()],
-        writes: parts.iter().map(|(_, target)| *target).collect(),
-        bytes: parts.iter().map(|(weight, _)| weight.bytes() as u64).sum(),
-        operations: 2 * (columns * outputs * weight.inputs()) as u64,
-        label: label(parts, columns),
-        streams: parts.iter().map(|(weight, _)| (weight.address, weight.bytes() as u64)).collect(),
-    }
-}
-
-fn label(parts: &[(TrellisWeight, u64)], columns: usize) -> String {
-    let rows: Vec<String> = parts.iter().map(|(weight, _)| weight.rows.to_string()).collect();
-    let (weight, _) = parts[0];
-    let (codebook, rate) = (weight.format.codebook, weight.format.rate);
-    format!("trellis {codebook} {rate} {}×{columns} [{}]", weight.columns, rows.join(", "))
 }
 
 /// What [`finish`] reads: f32 `[slices, columns, outputs]` for outputs of a weight from the `first` on.

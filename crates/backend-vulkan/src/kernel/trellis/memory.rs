@@ -4,11 +4,11 @@
 use tensor::format::trellis::hadamard::BLOCK;
 use tensor::{BackendError, BufferKind, LoadOptions, Program, WeightFormat};
 
-use super::dispatches::PARTS_MAX;
-use super::linear::{COLUMNS_SEPARATE_MAX, SLICES_MAX};
+use super::linear::COLUMNS_SEPARATE_MAX;
+use super::product::Meeting;
+use super::rotated::Rotated;
 use super::weight::TrellisWeight;
 use crate::features::{DeviceKind, Features};
-use crate::kernel::matvec::COLUMNS_MAX;
 use crate::kernel::to_half::Halves;
 
 /// Bytes of decoded tiles: on cards with memory of their own all of the largest matrix of most models.
@@ -22,9 +22,9 @@ const PRODUCT_BYTES_MAX: usize = 64 << 20;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TrellisMemory {
     rotated: usize,
-    quants: usize,
     sums: usize,
-    partial: usize,
+    partials: usize,
+    arrivals: usize,
     half_values: usize,
     half_scales: usize,
     decoded: usize,
@@ -36,14 +36,10 @@ pub(crate) struct TrellisMemory {
 pub(crate) struct TrellisScratch {
     /// Rotated activations.
     pub(crate) rotated: u64,
-    /// The same as integers.
-    pub(crate) quants: u64,
-    /// Scales and sums of these.
+    /// Scales and sums of these, where they are no floats.
     pub(crate) sums: u64,
-    /// What few columns give before it is finished; the parts of a product have [`TrellisScratch::part_bytes`] each.
-    pub(crate) partial: u64,
-    /// Bytes of a part's.
-    pub(crate) part_bytes: u64,
+    /// Where workgroups of a product meet.
+    pub(crate) meeting: Meeting,
     /// Rotated activations as f16, their width to be filled in.
     pub(crate) halfs: Halves,
     /// Decoded tiles.
@@ -60,13 +56,14 @@ impl TrellisMemory {
         let weights: Vec<TrellisWeight> = program.buffers().iter().filter_map(|buffer| weight(&buffer.kind)).collect();
         let inputs = weights.iter().map(TrellisWeight::inputs).max().unwrap_or(0);
         let tokens = options.tokens_max;
-        let few = tokens.min(COLUMNS_SEPARATE_MAX);
-        let partial = weights.iter().map(part_bytes).max().unwrap_or(0);
+        let outputs = weights.iter().map(TrellisWeight::outputs);
+        let meetings = outputs.map(|outputs| Meeting::bytes(features, outputs));
+        let (partials, arrivals) = meetings.fold((0, 0), |most, found| (most.0.max(found.0), most.1.max(found.1)));
         let mut memory = TrellisMemory {
             rotated: 4 * tokens * inputs,
-            quants: few * inputs,
-            sums: few * inputs / 8,
-            partial: PARTS_MAX * partial,
+            sums: Rotated::bytes(tokens.min(COLUMNS_SEPARATE_MAX), inputs).1,
+            partials,
+            arrivals,
             ..TrellisMemory::default()
         };
         if tokens > COLUMNS_SEPARATE_MAX {
@@ -95,10 +92,8 @@ impl TrellisMemory {
     ) -> Result<TrellisScratch, BackendError> {
         Ok(TrellisScratch {
             rotated: take(self.rotated)?,
-            quants: take(self.quants)?,
             sums: take(self.sums)?,
-            partial: take(self.partial)?,
-            part_bytes: (self.partial / PARTS_MAX) as u64,
+            meeting: Meeting { partials: take(self.partials)?, arrivals: take(self.arrivals)? },
             halfs: Halves { values: take(self.half_values)?, scales: take(self.half_scales)?, width: 0 },
             decoded: take(self.decoded)?,
             product: take(self.product)?,
@@ -115,10 +110,4 @@ fn weight(kind: &BufferKind) -> Option<TrellisWeight> {
         }
         BufferKind::Weight { .. } | BufferKind::Scratch { .. } | BufferKind::Cache { .. } => None,
     }
-}
-
-/// Bytes of a weight's part of a product by few columns.
-fn part_bytes(weight: &TrellisWeight) -> usize {
-    let slices = super::linear::slices(weight.outputs(), weight.groups()).min(SLICES_MAX);
-    4 * slices * COLUMNS_MAX * weight.outputs()
 }

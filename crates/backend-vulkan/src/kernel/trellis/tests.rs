@@ -1,8 +1,9 @@
 use half::f16;
-use tensor::format::trellis::{Codebook, Linear, Rate, Scales};
+use tensor::format::trellis::{Codebook, Linear, Rate, Scales, hadamard};
 use tensor::{LoadOptions, Precision, ProgramBuilder, Rows, TrellisFormat, WeightFormat};
 
 use super::*;
+use crate::features::Features;
 use crate::kernel::attention::testing::Random;
 use crate::kernel::{View, pitch};
 use crate::lab::Lab;
@@ -72,13 +73,16 @@ fn check(made: &Made, input: &[f32], found: &[f32], most: f64) {
     }
 }
 
-/// Memory for products with a weight of a program for it alone.
-fn scratch(lab: &mut Lab, weight: &TrellisWeight, tokens: usize) -> TrellisScratch {
+/// Memory for products with the weights of a program for them alone.
+fn scratch(lab: &mut Lab, weights: &[TrellisWeight], tokens: usize) -> TrellisScratch {
     let mut builder = ProgramBuilder::new();
-    let matrix = builder.weight("matrix", WeightFormat::Trellis(weight.format), weight.rows, weight.columns);
-    let input = builder.scratch("input", Rows::Tokens, weight.columns);
-    let output = builder.scratch("output", Rows::Tokens, weight.rows);
-    builder.push(tensor::Op::Linear { weight: matrix, input, output });
+    let input = builder.scratch("input", Rows::Tokens, weights[0].columns);
+    for (index, weight) in weights.iter().enumerate() {
+        let format = WeightFormat::Trellis(weight.format);
+        let weight_buffer = builder.weight(format!("matrix {index}"), format, weight.rows, weight.columns);
+        let output = builder.scratch(format!("output {index}"), Rows::Tokens, weight.rows);
+        builder.push(tensor::Op::Linear { weight: weight_buffer, input, output });
+    }
     let program = builder.build().unwrap();
     let options = LoadOptions {
         tokens_max: tokens,
@@ -93,13 +97,17 @@ fn scratch(lab: &mut Lab, weight: &TrellisWeight, tokens: usize) -> TrellisScrat
     memory.place(|bytes| lab.allocate(bytes.max(4))).unwrap()
 }
 
+fn arithmetic(features: &Features, precision: Precision) -> Arithmetic {
+    Arithmetic { precision, integer_dot: features.integer_dot, matrix_layout: features.matrix_layout }
+}
+
 fn check_linear(lab: &mut Lab, format: TrellisFormat, sizes: &[usize], columns: usize, tokens: usize) {
     let made: Vec<Made> =
         sizes.iter().enumerate().map(|(index, &rows)| make(lab, format, rows, columns, 5 + index as u64)).collect();
     let input = Random(9).normal(tokens * columns, 1.0);
     let view = upload_rows(lab, tokens, columns, &input);
-    let largest = made.iter().max_by_key(|made| made.weight.rows).unwrap();
-    let scratch = scratch(lab, &largest.weight, tokens);
+    let weights: Vec<TrellisWeight> = made.iter().map(|made| made.weight).collect();
+    let scratch = scratch(lab, &weights, tokens);
     let matrices = lab.features().matrix_f16.is_some();
     for precision in [Precision::F32, Precision::Fast] {
         let outputs: Vec<Slice> =
@@ -109,8 +117,9 @@ fn check_linear(lab: &mut Lab, format: TrellisFormat, sizes: &[usize], columns: 
             .zip(&outputs)
             .map(|(made, slice)| (made.weight, View { address: slice.address, width: made.weight.rows }))
             .collect();
-        let arithmetic = Arithmetic { precision, matrices: matrices && precision == Precision::Fast };
-        let dispatches = linear(&lab.features().clone(), &parts, view, tokens, arithmetic, &scratch);
+        let features = lab.features().clone();
+        let dispatches =
+            linear(&features, &parts, view, tokens, (arithmetic(&features, precision), matrices), &scratch);
         lab.run(&dispatches).unwrap();
         for (made, slice) in made.iter().zip(outputs) {
             let bytes = lab.download(slice, 4 * tokens * pitch(made.weight.rows)).unwrap();
@@ -162,6 +171,115 @@ fn rows_of_a_table() {
             let largest = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
             for (&found, &expected) in found.iter().zip(expected) {
                 assert!((found - 3.0 * expected).abs() <= 2e-6 * 3.0 * largest, "{id}: {found}, {expected}");
+            }
+        }
+    }
+}
+
+/// Rotated rows as f32, in the order of the inputs.
+fn rotated_values(lab: &mut Lab, form: RotatedForm, values: Slice, sums: Slice, count: usize) -> Vec<f32> {
+    let bytes = lab.download(values, 4 * count).unwrap();
+    let sums = lab.download(sums, count / 8).unwrap();
+    let scale = |index: usize| bytemuck::cast_slice::<u8, [f32; 2]>(&sums)[index / 64][0];
+    let read = |index: usize| match form {
+        RotatedForm::Floats => bytemuck::cast_slice::<u8, f32>(&bytes)[index],
+        RotatedForm::Integers => f32::from(bytes[index] as i8),
+        RotatedForm::Halfs => f16::from_bits(bytemuck::cast_slice::<u8, u16>(&bytes)[index]).to_f32(),
+    };
+    let place = |index: usize| match (form, index % 16) {
+        (RotatedForm::Floats, _) => index,
+        (_, input) => index / 16 * 16 + input % 8 / 2 * 4 + input / 8 * 2 + input % 2,
+    };
+    let factor = |index: usize| if form == RotatedForm::Floats { 1.0 } else { scale(index) };
+    (0..count).map(|index| factor(index) * read(place(index))).collect()
+}
+
+#[test]
+fn activations_are_rotated_in_all_forms() {
+    let Some(mut lab) = Lab::for_tests() else { return };
+    let (rows, columns) = (3, 200);
+    let made = make(&mut lab, format(4, Codebook::Mul1), 128, columns, 1);
+    // Sizes that halves alone could not hold.
+    let mut input = Random(4).normal(rows * columns, 1.0);
+    input.iter_mut().enumerate().for_each(|(index, x)| *x *= [1e-9, 1.0, 1e9][index / columns]);
+    let view = upload_rows(&mut lab, rows, columns, &input);
+    let scales = Random(77).normal(256, 1.0).into_iter().map(|x| f16::from_f32(x + 0.1f32.copysign(x)).to_f32());
+    let scales: Vec<f32> = scales.collect();
+    for (form, steps) in [(RotatedForm::Floats, 1e6), (RotatedForm::Integers, 250.0), (RotatedForm::Halfs, 2000.0)] {
+        let (bytes, sum_bytes) = Rotated::bytes(rows, columns);
+        let (values, sums) = (lab.upload(&vec![0xff; bytes]).unwrap(), lab.upload(&vec![0xff; sum_bytes]).unwrap());
+        let target = Rotated { form, values: values.address, sums: sums.address };
+        let dispatch = rotate(lab.features(), view, &made.weight, target, rows);
+        lab.run(&[dispatch]).unwrap();
+        let found = rotated_values(&mut lab, form, values, sums, rows * 256);
+        for (input, found) in input.chunks(columns).zip(found.chunks(256)) {
+            let mut expected = vec![0.0; 256];
+            expected.iter_mut().zip(input.iter().zip(&scales)).for_each(|(into, (x, scale))| *into = x * scale);
+            hadamard::rotate(&mut expected);
+            for (found, expected) in found.chunks(128).zip(expected.chunks(128)) {
+                let largest = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
+                for (found, expected) in found.iter().zip(expected) {
+                    assert!((found - expected).abs() <= largest / steps, "{form:?}: {found}, {expected}");
+                }
+            }
+        }
+    }
+}
+
+/// Gate and up together give what their products and GELU give one by one, whatever form it goes out in.
+#[test]
+fn gate_and_up_go_out_in_all_forms() {
+    let Some(mut lab) = Lab::for_tests() else { return };
+    let features = lab.features().clone();
+    let [gate, up] = [5, 6].map(|seed| make(&mut lab, format(5, Codebook::Mul1), 300, 384, seed));
+    let down = make(&mut lab, format(4, Codebook::Mul1), 128, 300, 7);
+    for tokens in [1, 3] {
+        let input = Random(9).normal(tokens * 384, 1.0);
+        let view = upload_rows(&mut lab, tokens, 384, &input);
+        let (bytes, sum_bytes) = Rotated::bytes(tokens, 384);
+        let (values, sums) = (lab.allocate(bytes).unwrap(), lab.allocate(sum_bytes).unwrap());
+        let rotated = Rotated { form: RotatedForm::Floats, values, sums };
+        let turn = rotate(&features, view, &gate.weight, rotated, tokens);
+        let scratch = scratch(&mut lab, &[gate.weight, up.weight], tokens);
+        let weights = [gate.weight, up.weight];
+        let tiling = Tiling::gate_up(&features, &gate.weight, tokens);
+        let run = |lab: &mut Lab, target: Gated| {
+            let product = gate_up(&features, weights, rotated, target, tokens, tiling, scratch.meeting);
+            lab.run(&[turn.clone(), product.clone(), product]).unwrap();
+        };
+        let output = lab.upload(&vec![0xff; 4 * tokens * pitch(300)]).unwrap();
+        run(&mut lab, Gated::Floats(View { address: output.address, width: 300 }));
+        let rows = lab.download(output, 4 * tokens * pitch(300)).unwrap();
+        let rows: &[f32] = bytemuck::cast_slice(&rows);
+        for (token, input) in input.chunks(384).enumerate() {
+            let dot = |made: &Made, row: usize| -> f32 {
+                made.values[384 * row..][..384].iter().zip(input).map(|(w, x)| w * x).sum()
+            };
+            for row in 0..300 {
+                let (x, factor) = (dot(&gate, row), dot(&up, row));
+                let gelu = 0.5 * x * (1.0 + (0.797_884_6 * (x + 0.044_715 * x * x * x)).tanh());
+                let found = rows[token * pitch(300) + row];
+                assert!((found - gelu * factor).abs() <= 1e-3 * (1.0 + x.abs() + factor.abs()), "{row}: {found}");
+            }
+            assert!(rows[token * pitch(300)..][300..pitch(300)].iter().all(|&x| x == 0.0));
+        }
+        let view = View { address: output.address, width: 300 };
+        for (form, steps) in [(RotatedForm::Floats, 1e6), (RotatedForm::Integers, 120.0), (RotatedForm::Halfs, 1000.0)]
+        {
+            let (bytes, sum_bytes) = Rotated::bytes(tokens, 300);
+            let found = [false, true].map(|fused| {
+                let values = lab.upload(&vec![0xff; bytes]).unwrap();
+                let sums = lab.upload(&vec![0xff; sum_bytes]).unwrap();
+                let target = Rotated { form, values: values.address, sums: sums.address };
+                match fused {
+                    true => run(&mut lab, Gated::Rotated(target, down.weight.input_scales())),
+                    false => lab.run(&[rotate(&features, view, &down.weight, target, tokens)]).unwrap(),
+                }
+                rotated_values(&mut lab, form, values, sums, tokens * 384)
+            });
+            let largest = found[0].iter().fold(0f32, |most, x| most.max(x.abs()));
+            for (apart, fused) in found[0].iter().zip(&found[1]) {
+                assert!((apart - fused).abs() <= largest / steps, "{form:?}: {fused}, {apart}");
             }
         }
     }

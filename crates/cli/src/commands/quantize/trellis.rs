@@ -32,7 +32,15 @@ pub(super) fn run(args: &QuantizeArgs, budget: Budget) -> Result<()> {
     let device = device(args.trellis.device)?;
     let options = options(args, budget);
     let watch = Watch::default();
-    let task = Task { source: &source, backend: &*device, sequences: &sequences, options: &options, observer: &watch };
+    let tiles = device.tiles()?;
+    let task = Task {
+        source: &source,
+        backend: &*device,
+        sequences: &sequences,
+        options: &options,
+        tiles: tiles.as_ref(),
+        observer: &watch,
+    };
     let Some(target) = args.output.as_deref().filter(|_| !args.trellis.estimate) else {
         return super::estimate::run(args, &task);
     };
@@ -84,7 +92,7 @@ fn options(args: &QuantizeArgs, budget: Budget) -> Options {
     }
 }
 
-/// Where the text runs.
+/// Where the text runs, and where tiles are searched for.
 fn device(wanted: DeviceArg) -> Result<Box<dyn Device>> {
     devices::open(&ThisMachine, wanted)
 }

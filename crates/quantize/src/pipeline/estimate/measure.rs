@@ -15,8 +15,8 @@ use super::super::states::{Replaced, Runner, States};
 use super::super::{PipelineError, Task};
 use super::clock::{self, of_thread};
 use crate::product::{Product, Side};
-use crate::rotation::{rotate_back, rotated_block};
-use crate::{Encoder, Factor, Hessian, Noisy, Weight};
+use crate::rotation::rotated_block;
+use crate::{Encoder, Factor, Hessian, Noisy, TileQueue, Weight};
 
 /// Inputs of the matrices that are measured; large enough for speeds of large ones.
 const INPUTS: usize = 1024;
@@ -40,7 +40,7 @@ pub struct Speeds {
     pub square: f64,
     /// See `square`.
     pub cube: f64,
-    /// A weight is rotated and rotated back.
+    /// A weight is rotated.
     pub rotated_weight: f64,
     /// A weight gets a random error, products not counted.
     pub noisy_weight: f64,
@@ -64,7 +64,7 @@ impl Speeds {
         distinct.sort_unstable();
         distinct.dedup();
         for rate in distinct {
-            speeds.tiles.insert(rate, tile(rate));
+            speeds.tiles.insert(rate, tile(rate, task)?);
         }
         let failed = || PipelineError::quantize("a measurement");
         let activations = normal(7, 256 * INPUTS);
@@ -77,13 +77,8 @@ impl Speeds {
         let values = normal(8, BLOCK * INPUTS);
         let weight = Weight::new(&values, BLOCK, INPUTS).map_err(failed())?;
         let ones = [vec![f16::ONE; INPUTS], vec![f16::ONE; BLOCK]];
-        let rotate = || {
-            let mut rotated = rotated_block(&weight, &ones[0], &ones[1], 0);
-            rotate_back(&mut rotated, &ones[0], &ones[1]);
-            black_box(rotated);
-        };
-        // And once more for the energy, of which the errors are a small part.
-        speeds.rotated_weight = 1.5 * of_thread(rotate) / weight.count() as f64;
+        let rotate = || drop(black_box(rotated_block(&weight, &ones[0], &ones[1], 0)));
+        speeds.rotated_weight = of_thread(rotate) / weight.count() as f64;
         let factor = Factor::new(&hessian, &ones[0], 1.0, 1).map_err(failed())?;
         let noisy = Noisy::new(weight, &factor, 0.03, 0).map_err(failed())?;
         let products = (weight.count() * INPUTS / 2) as f64 * speeds.product;
@@ -142,15 +137,28 @@ fn pass(runner: &Runner<'_>, replaced: &Replaced, states: &States) -> Result<f64
     failed.map_or(Ok(seconds), Err)
 }
 
-fn tile(rate: Rate) -> f64 {
+/// Seconds of one thread for a tile; where a device finds them, of all threads, which wait for it.
+fn tile(rate: Rate, task: &Task<'_>) -> Result<f64, PipelineError> {
     let encoder = Encoder::new(Codebook::Mul1, rate);
-    let mut scratch = encoder.scratch();
-    let tiles: Vec<[f32; LEN]> = normal(11, 8 * LEN).as_chunks().0.to_vec();
-    of_thread(|| {
-        for tile in &tiles {
-            black_box(encoder.encode(&mut scratch, tile));
-        }
-    }) / tiles.len() as f64
+    let count = task.tiles.map_or(8, TileQueue::tiles);
+    let tiles: Vec<[f32; LEN]> = normal(11, count * LEN).as_chunks().0.to_vec();
+    let encoder = match task.tiles {
+        Some(queue) => encoder.on(queue),
+        None => encoder,
+    };
+    let (mut scratch, mut failed) = (None, None);
+    let mut search = || match encoder.encode_all(&mut scratch, &tiles) {
+        Ok(states) => drop(black_box(states)),
+        Err(error) => failed = Some(error),
+    };
+    let seconds = match task.tiles {
+        Some(_) => clock::turns(|| None, &mut search) * task.options.threads as f64,
+        None => of_thread(&mut search),
+    };
+    match failed {
+        Some(error) => Err(PipelineError::quantize("a measurement")(error)),
+        None => Ok(seconds / count as f64),
+    }
 }
 
 /// Products as feedback has them: 128 × 128 sums of many terms.

@@ -15,9 +15,9 @@ use super::measure::Speeds;
 pub enum Part {
     /// The search for tiles, scales included.
     Tiles,
-    /// Errors that are fed back, and how near the result is.
+    /// Errors that are fed back.
     Feedback,
-    /// Rotations of weights, there and back.
+    /// Rotations of weights.
     Rotation,
     /// Activations are summed up.
     Hessians,
@@ -61,7 +61,7 @@ pub struct Work {
     pub tiles: BTreeMap<Rate, f64>,
     /// Weights that are rounded.
     pub weights: f64,
-    /// Products of feedback and of the errors' measure.
+    /// Products of feedback.
     pub feedback: f64,
     /// Products of activations.
     pub hessians: f64,
@@ -113,8 +113,7 @@ impl Work {
             let searched = SEARCHED[0].min(tiles / 8.0).max(blocks) + SEARCHED[1].min(blocks);
             *work.tiles.entry(rate).or_default() += tiles + SCALES * searched + trial;
             work.weights += weights;
-            // Half of a square for the errors, and half for the energy of the weights or of the errors.
-            work.feedback += inputs * weights;
+            work.feedback += if task.options.feedback { inputs * weights / 2.0 } else { 0.0 };
         }
         for target in inputs(plan) {
             let inputs = target.inputs() as f64;
@@ -164,7 +163,8 @@ impl Costs {
         costs.head = (copies + 1.0) * compared * head;
         let again = if config.tied_embeddings { head } else { 0.0 };
         costs.weights = work.weights + again;
-        costs.feedback = (work.feedback + again * config.hidden as f64) / 2.0;
+        let products = plan.targets.iter().map(|target| target.inputs() as f64 * target.weights() as f64 / 2.0);
+        costs.feedback = products.sum::<f64>() + again * config.hidden as f64 / 2.0;
         for target in inputs(plan) {
             let inputs = target.inputs() as f64;
             costs.hessians += all * inputs * inputs / 2.0;

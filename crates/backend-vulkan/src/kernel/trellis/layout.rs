@@ -1,0 +1,87 @@
+//! Where lanes hold the elements of matrices: products with trellis weights write weights into a matrix lane by lane.
+//!
+//! Vulkan leaves that to the driver, so it is found out on the device, with a shader that numbers the elements.
+
+use std::sync::Arc;
+
+use tensor::BackendError;
+
+use crate::commands::{Commands, copy, host_barrier, record_dispatches};
+use crate::context::Context;
+use crate::dispatch::{Dispatch, Push};
+use crate::kernel::kernel;
+use crate::memory::{Arena, Place};
+use crate::pipeline::Pipelines;
+
+/// Elements of the three matrices: of weights, of activations, and of the result.
+const ELEMENTS: usize = 16 * 16 + 16 * 8 + 16 * 8;
+
+/// Whether elements of matrices of 16 × 8 × 16 lie where `trellis_matvec.comp` puts them.
+///
+/// # Errors
+/// A device that fails.
+pub(crate) fn is_as_expected(context: &Arc<Context>) -> Result<bool, BackendError> {
+    let pipelines = Pipelines::new(context)?;
+    let mut commands = Commands::new(context, &context.queue)?;
+    let (mut memory, mut downloads) = (Arena::new(context, Place::Device, 0), Arena::new(context, Place::Download, 0));
+    let bytes = 4 * ELEMENTS as u64;
+    let (target, mut found) = (memory.allocate(bytes, "a test")?, downloads.allocate(bytes, "a test")?);
+    let mut kernel = kernel(context.features(), "matrix_layout", vec![]);
+    kernel.workgroup = kernel.subgroup;
+    let push = Push::default().address(target.address);
+    let dispatch = Dispatch { kernel, push, groups: [1; 3], writes: vec![target.address], ..Dispatch::default() };
+    let shared = context.clone();
+    commands.once(|buffer| {
+        record_dispatches(&shared, &pipelines, buffer, &[dispatch], &mut None)?;
+        crate::commands::barrier(&shared, buffer);
+        copy(&shared, buffer, target, found, bytes);
+        host_barrier(&shared, buffer);
+        Ok(())
+    })?;
+    // SAFETY: the copy is done.
+    let found = unsafe { found.bytes_mut() }.expect("mapped memory");
+    Ok(bytemuck::cast_slice::<u8, u32>(&found[..4 * ELEMENTS]) == expected())
+}
+
+/// The numbers of the elements, row after row: elements of a lane are neighbours.
+fn expected() -> Vec<u32> {
+    let mut numbers = Vec::with_capacity(ELEMENTS);
+    // Lane `4 g + k` has rows `g` and `g + 8`, and two pairs of columns: `2 k` and `2 k + 8`.
+    for (row, column) in (0..16).flat_map(|row| (0..16).map(move |column| (row, column))) {
+        numbers.push(8 * (row % 8 * 4 + column % 8 / 2) + 4 * (row / 8) + 2 * (column / 8) + column % 2);
+    }
+    // Column `g`, two pairs of rows.
+    for (row, column) in (0..16).flat_map(|row| (0..8).map(move |column| (row, column))) {
+        numbers.push(4 * (column * 4 + row % 8 / 2) + 2 * (row / 8) + row % 2);
+    }
+    // Rows `g` and `g + 8`, a pair of columns.
+    for (row, column) in (0..16).flat_map(|row| (0..8).map(move |column| (row, column))) {
+        numbers.push(4 * (row % 8 * 4 + column / 2) + 2 * (row / 8) + column % 2);
+    }
+    numbers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::Lab;
+
+    #[test]
+    fn numbers_are_those_of_all_lanes() {
+        let numbers = expected();
+        for (matrix, elements) in [(&numbers[..256], 256), (&numbers[256..384], 128), (&numbers[384..], 128)] {
+            let mut sorted = matrix.to_vec();
+            sorted.sort_unstable();
+            assert!(sorted.into_iter().eq(0..elements));
+        }
+    }
+
+    /// A device that multiplies such matrices but is not used for it is worth a look.
+    #[test]
+    fn devices_with_such_matrices_are_used() {
+        let Some(lab) = Lab::for_tests() else { return };
+        if lab.features().matrix_16x8 {
+            assert!(lab.features().matrix_layout, "{} holds elements elsewhere", lab.features().name);
+        }
+    }
+}
