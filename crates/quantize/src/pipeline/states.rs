@@ -89,8 +89,8 @@ impl Rows<'_> {
 }
 
 impl Runner<'_> {
-    /// Runs a layer. `inputs` gets what its matrices multiply, in the order of [`model::LayerProgram::inputs`]. Fails if
-    /// what comes out is not finite, and names the weight that is to blame.
+    /// Runs a layer. `inputs` gets what its matrices multiply, in the order of [`model::LayerProgram::inputs`]. Fails
+    /// if what comes out is not finite, and names the weight that is to blame.
     pub(super) fn layer(
         &self,
         layer: usize,

@@ -26,8 +26,8 @@ impl Drop for Folder {
     }
 }
 
-/// One layer of the smallest sizes that have blocks of 128 to share, padding of outputs (keys and values have 64) and of
-/// inputs (the down projection has 200), and two groups of inputs that feed back errors.
+/// One layer of the smallest sizes that have blocks of 128 to share, padding of outputs (keys and values have 64) and
+/// of inputs (the down projection has 200), and two groups of inputs that feed back errors.
 pub(crate) fn small() -> Value {
     json!({
         "architectures": ["Gemma3ForCausalLM"],

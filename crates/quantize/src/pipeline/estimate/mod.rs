@@ -1,5 +1,5 @@
-//! What a run would take: memory by what its phases keep, time by how much there is to do and a short measurement of how
-//! fast it is done here.
+//! What a run would take: memory by what its phases keep, time by how much there is to do and a short measurement of
+//! how fast it is done here.
 
 mod clock;
 mod measure;
