@@ -8,8 +8,9 @@ shared uint arrived;
 // One invocation waits for memory, and stands for its workgroup: the barriers before and after order the others' writes
 // and reads with it.
 bool is_last(Uints arrivals, uint index, uint sharers) {
+    const int memory = gl_StorageSemanticsBuffer | gl_StorageSemanticsShared;
     const int written = gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable | gl_SemanticsMakeVisible;
-    controlBarrier(gl_ScopeWorkgroup, gl_ScopeWorkgroup, gl_StorageSemanticsBuffer | gl_StorageSemanticsShared, written);
+    controlBarrier(gl_ScopeWorkgroup, gl_ScopeWorkgroup, memory, written);
     if (gl_LocalInvocationIndex == 0) {
         const uint before = atomicAdd(arrivals.at[index], 1u, gl_ScopeDevice, gl_StorageSemanticsBuffer, written);
         if (before + 1 == sharers) {
@@ -17,6 +18,6 @@ bool is_last(Uints arrivals, uint index, uint sharers) {
         }
         arrived = before + 1;
     }
-    controlBarrier(gl_ScopeWorkgroup, gl_ScopeWorkgroup, gl_StorageSemanticsBuffer | gl_StorageSemanticsShared, written);
+    controlBarrier(gl_ScopeWorkgroup, gl_ScopeWorkgroup, memory, written);
     return arrived == sharers;
 }

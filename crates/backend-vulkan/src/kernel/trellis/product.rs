@@ -35,15 +35,23 @@ impl Tiling {
     /// Products are bound by arithmetic, so the processor that has most to do decides: as many teams as its workgroups
     /// have, times the groups that a team goes through. Measured in `docs/vulkan-notes.md`.
     pub(crate) fn new(features: &Features, matrices: usize, blocks: usize, groups: usize, columns: usize) -> Tiling {
+        // Fewer do not keep a processor busy.
+        const TEAMS_MIN: usize = 24;
         let processors = processors(features);
         let most = slices_max(features, blocks);
         let longest = |tiling: &Tiling| {
             let split = tiling.split as usize;
-            (blocks * tiling.slices).div_ceil(processors) * split * groups.div_ceil(split * tiling.slices)
+            let teams = (blocks * tiling.slices).div_ceil(processors) * ABREAST * matrices * split;
+            teams.max(TEAMS_MIN) * groups.div_ceil(split * tiling.slices)
         };
         let all = (1..=split_max(features, matrices, columns))
             .flat_map(|split| (1..=most).map(move |slices| Tiling { split: split as u32, slices }))
-            .filter(|tiling| tiling.split as usize * tiling.slices <= groups);
+            .filter(|tiling| tiling.split as usize * tiling.slices <= groups)
+            .filter(|tiling| {
+                // Of large workgroups a processor holds one or two at a time, and waits for the last of them.
+                let invocations = TEAM * ABREAST * matrices * tiling.split as usize;
+                invocations <= 512 || blocks * tiling.slices <= processors
+            });
         let best = all.min_by_key(|tiling| (longest(tiling), tiling.slices, std::cmp::Reverse(tiling.split)));
         best.unwrap_or(Tiling { split: 1, slices: 1 })
     }
@@ -220,4 +228,30 @@ fn label(op: &str, weights: &[TrellisWeight], columns: usize) -> String {
     let rows: Vec<String> = weights.iter().map(|weight| weight.rows.to_string()).collect();
     let (codebook, rate) = (weights[0].format.codebook, weights[0].format.rate);
     format!("{op} {codebook} {rate} {}×{columns} [{}]", weights[0].columns, rows.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::Lab;
+
+    #[test]
+    fn a_large_card_gets_the_tilings_that_were_the_fastest() {
+        let Some(lab) = Lab::for_tests() else { return };
+        let mut features = lab.features().clone();
+        (features.kind, features.workgroup_max, features.shared_bytes) = (DeviceKind::Discrete, 1024, 48 << 10);
+        let tiling = |matrices, blocks, groups, columns| {
+            let tiling = Tiling::new(&features, matrices, blocks, groups, columns);
+            (tiling.split, tiling.slices)
+        };
+        // Gemma 3 27B: queries, keys and values; output; gate and up; down.
+        for columns in [1, 8] {
+            assert_eq!(tiling(1, 64, 84, columns), (7, 2));
+            assert_eq!(tiling(1, 42, 64, columns), (8, 3));
+            assert_eq!(tiling(2, 168, 84, columns), (2, 3));
+            assert_eq!(tiling(1, 42, 336, columns), (8, 3));
+        }
+        // The head: no slices.
+        assert_eq!(tiling(1, 2048, 84, 1).1, 1);
+    }
 }
