@@ -10,6 +10,7 @@ use tensor::DType;
 use tensor::format::trellis::{Codebook, Linear, Rate};
 
 use crate::exl3::{self, TrellisInfo};
+use crate::safetensors::Declared;
 use crate::storage::Storage;
 use crate::{CheckpointError, HuggingFace, TensorData, gguf, huggingface, sniff};
 
@@ -282,6 +283,14 @@ impl Checkpoint {
     /// [`CheckpointError::MissingTensor`].
     pub fn tiles(&self, name: &str) -> Result<TensorData, CheckpointError> {
         Ok(self.some_trellis(name)?.tiles(&self.files))
+    }
+
+    /// The tensors that the trellis weight of that name is made of, as they are in the files.
+    ///
+    /// # Errors
+    /// [`CheckpointError::MissingTensor`].
+    pub fn trellis_tensors(&self, name: &str) -> Result<Vec<(Declared, TensorData)>, CheckpointError> {
+        Ok(self.some_trellis(name)?.stored(&self.files))
     }
 
     /// All tensors in formats that can be read, sorted by name.

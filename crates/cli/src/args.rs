@@ -37,6 +37,7 @@ pub(crate) enum Command {
     Tokenize(TokenizeArgs),
     Logits(LogitsArgs),
     Quantize(QuantizeArgs),
+    Convert(ConvertArgs),
     Evaluate(EvaluateArgs),
     /// Print completions for a shell
     Completions {
@@ -402,6 +403,41 @@ pub(crate) struct TrellisArgs {
     /// Tokens of a sequence of calibration
     #[arg(long, value_name = "N", default_value_t = 1024, hide = true)]
     pub(crate) sequence_tokens: usize,
+}
+
+/// Change the layout of a folder of trellis weights (EXL3)
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+All trellises, scales and norms keep their bits, and so does everything else in the folder.
+
+compact has one copy of embedding and head, which are the same weights in Gemma 3. exllamav3 has an embedding in 16 \
+bits beside it: what the head is decoded to, if the source is compact. On the way back that is recognized and left \
+out. An embedding with other rows (that of the original, which `quantize --layout exllamav3` keeps) is only given up \
+with --drop-embedding.
+
+Example:
+  lapidary convert gemma-3-27b-9GB --layout exllamav3 --output gemma-3-27b-exl3")]
+pub(crate) struct ConvertArgs {
+    #[arg(help = MODEL_HELP)]
+    pub(crate) model: String,
+    /// The layout of the new folder
+    #[arg(long, value_enum)]
+    pub(crate) layout: LayoutArg,
+    /// The folder to write
+    #[arg(long, value_name = "PATH")]
+    pub(crate) output: PathBuf,
+    /// Overwrite what is there
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Give up an embedding that is not what the head is decoded to
+    #[arg(long)]
+    pub(crate) drop_embedding: bool,
+    /// Threads; by default one per physical core
+    #[arg(long, value_name = "N", value_parser = threads)]
+    pub(crate) threads: Option<usize>,
+    /// Print what was written as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// What stands beside the trellises.

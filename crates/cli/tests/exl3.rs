@@ -119,6 +119,78 @@ fn a_folder_is_described_and_runs() {
 }
 
 #[test]
+fn layouts_are_converted() {
+    let folder = Folder::new("converted");
+    let source = Folder(folder.0.join("source"));
+    std::fs::create_dir_all(&source.0).unwrap();
+    write(&source, &QuantizationConfig::default());
+    let [small, large] = ["small", "large"].map(|name| folder.0.join(name).to_str().unwrap().to_owned());
+    let convert = |from: &str, layout: &str, into: &str, more: &[&str]| {
+        run(&[&["convert", from, "--layout", layout, "--output", into], more].concat())
+    };
+    let refused = |output: &Output, parts: &[&str]| {
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+    };
+    let lost = convert(source.path(), "compact", &small, &[]);
+    refused(&lost, &["`model.embed_tokens.weight` is not what the head is decoded to", "--drop-embedding"]);
+    let done = convert(source.path(), "compact", &small, &["--drop-embedding"]);
+    assert!(done.status.success() && text(&done.stderr).contains("wrote `"), "{}", text(&done.stderr));
+    refused(&convert(&small, "compact", &large, &[]), &["the layout compact already"]);
+    refused(&convert(&small, "exllamav3", source.path(), &[]), &["exists already", "--force"]);
+    refused(&convert(golden().to_str().unwrap(), "compact", &large, &[]), &["no folder of trellis weights"]);
+    let json = text(&convert(&small, "exllamav3", &large, &["--json"]).stdout);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(json["bytes"].as_u64() > json["bytes_before"].as_u64(), "{json}");
+    let logits = |folder: &str| {
+        let file = format!("{folder}-logits");
+        let arguments = ["logits", folder, "--token-ids", "2,17,5", "--device", "cpu", "--precision", "f32"];
+        let output = run(&[&arguments[..], &["--output", &file]].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let bytes = std::fs::read(file).unwrap();
+        let tensors = checkpoint::safetensors::parse("logits", &bytes).unwrap();
+        bytes[tensors[0].range.clone()]
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&bytes| f32::from_le_bytes(bytes))
+            .collect::<Vec<f32>>()
+    };
+    let (small, large) = (logits(&small), logits(&large));
+    let largest = small.iter().fold(0.0f32, |largest, logit| largest.max(logit.abs()));
+    let worst = small.iter().zip(&large).fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()));
+    assert!(worst < 0.002 * largest, "{worst} of {largest}");
+}
+
+#[test]
+fn an_estimate_says_size_memory_and_time() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/models/tiny");
+    if !model.exists() {
+        #[expect(clippy::print_stderr, reason = "a test that can't run says so")]
+        return eprintln!("skipped: {} is not there", model.display());
+    }
+    let folder = Folder::new("estimate");
+    let calibration = folder.0.join("text");
+    let sentence = "The ship came late, and the storm had taken two of her masts.\n";
+    std::fs::write(&calibration, sentence.repeat(100)).unwrap();
+    let estimate = |more: &[&str]| {
+        let arguments = ["quantize", model.to_str().unwrap(), "--calibration", calibration.to_str().unwrap()];
+        let more = [&["--sequence-tokens", "128", "--estimate", "--allocation", "uniform"], more].concat();
+        run(&[&arguments[..], &more].concat())
+    };
+    let output = estimate(&["--bpw", "4"]);
+    let lines = text(&output.stdout);
+    let names: Vec<&str> = lines.lines().map(|line| line.split_ascii_whitespace().next().unwrap()).collect();
+    assert_eq!(names[..3], ["size", "memory", "time"], "{lines}{}", text(&output.stderr));
+    let shares = names[3..].iter().map(|share| share.parse::<f64>().expect("a share"));
+    let total: f64 = shares.sum();
+    assert!((99.0..101.0).contains(&total), "{lines}");
+    let least = text(&estimate(&["--size", "1MB"]).stderr);
+    assert!(least.contains("can't be met: the least possible is "), "{least}");
+}
+
+#[test]
 fn another_version_is_refused() {
     let folder = Folder::new("version");
     write(&folder, &QuantizationConfig { version: Some("3.1".into()), ..Default::default() });

@@ -74,6 +74,18 @@ pub enum QuantizeError {
     Linear(#[from] LinearError),
 }
 
+impl QuantizeError {
+    /// The same about rows that begin at `first`.
+    pub(crate) fn in_rows(self, first: usize) -> QuantizeError {
+        match self {
+            QuantizeError::NotFinite { what, row, column, value } => {
+                QuantizeError::NotFinite { what, row: row + first, column, value }
+            }
+            other => other,
+        }
+    }
+}
+
 /// Whether a size can be rotated.
 pub(crate) fn check_size(what: &'static str, found: usize) -> Result<(), QuantizeError> {
     if found != 0 && found.is_multiple_of(BLOCK) { Ok(()) } else { Err(QuantizeError::Size { what, found }) }

@@ -25,6 +25,12 @@ pub struct Factor {
 }
 
 impl Factor {
+    /// Bytes for each pair of inputs.
+    pub(crate) const BYTES: u64 = 4;
+
+    /// The same while the Hessian is decomposed, the result included.
+    pub(crate) const BYTES_MEANWHILE: u64 = 12;
+
     /// Decomposes the damped Hessian of the inputs with these signs and scales. Takes up to `12 · inputs²` bytes at a
     /// time, and `4 · inputs²` in the end. The result does not depend on the number of threads.
     ///

@@ -19,6 +19,9 @@ use crate::scale::{BlockSample, Sample, ring_at};
 /// Tiles with the largest weights that a scale search looks at.
 const EXTREME_TILES: usize = 16;
 
+/// A scale search looks at no more than one of so many tiles, so that a small weight takes no longer than to round it.
+const SAMPLE_SHARE: usize = 8;
+
 /// Outputs that are rounded for trial, to see by how much the feedback widens the weights.
 const TRIAL_OUTPUTS: usize = 32;
 
@@ -33,7 +36,8 @@ pub struct Settings {
     pub scale: Option<f32>,
     /// Whether [`Numbers`] are wanted: they take as long as the feedback.
     pub numbers: bool,
-    /// About how many tiles such a search encodes at each scale, besides those with the largest weights.
+    /// About how many tiles such a search encodes at each scale, besides those with the largest weights; at most an
+    /// eighth of all.
     pub sample_tiles: usize,
     /// Of the outputs' signs.
     pub seed: u64,
@@ -192,8 +196,8 @@ impl<'a> Job<'a> {
         let error = if self.feedback { error } else { energy(&errors, self.factor, svh) };
         let energy = energy(rotated, self.factor, svh);
         rotate_back(&mut errors, self.factor.suh(), svh);
-        let weights = &self.weight.values()[block * BLOCK * self.weight.inputs()..][..errors.len()];
-        Numbers { error, energy, squared_error: squares(&errors), squares: squares(weights) }
+        let weights = squares(&self.weight.block(block));
+        Numbers { error, energy, squared_error: squares(&errors), squares: weights }
     }
 
     /// Puts the blocks together.
@@ -228,11 +232,11 @@ fn search_scale(
     settings: &Settings,
 ) -> Result<f32, QuantizeError> {
     let blocks = weight.outputs() / BLOCK;
-    let each = settings.sample_tiles.div_ceil(blocks).max(1);
+    let total = weight.count() / LEN;
+    let each = settings.sample_tiles.min(total / SAMPLE_SHARE).div_ceil(blocks).max(1);
     let samples = map_blocks(weight, factor.suh(), svh, settings.threads, |block, rotated| {
         BlockSample::new(&rotated, block, each)
     });
-    let total = weight.values().len() / LEN;
     let best = Sample::new(samples, total, EXTREME_TILES).best_factor(encoder, settings.threads)?;
     if !settings.feedback {
         return Ok(best.recip());

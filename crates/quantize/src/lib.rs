@@ -37,5 +37,5 @@ pub use factor::Factor;
 pub use hessian::Hessian;
 pub use ldlq::{Block, Job, Numbers, Quantized, Settings, quantize};
 pub use level::Level;
-pub use noise::{distortion, noise};
-pub use rotation::{Weight, input_scales};
+pub use noise::{Noisy, distortion};
+pub use rotation::{Weight, WeightRows, input_scales};

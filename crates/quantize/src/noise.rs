@@ -8,7 +8,6 @@ use tensor::philox;
 use crate::error::QuantizeError;
 use crate::factor::Factor;
 use crate::ldlq::multiply_upper;
-use crate::parallel;
 use crate::rotation::{Weight, output_scales, rotate_back};
 
 /// The mean squared error of unit normal weights at each rate of [`Rate::ALL`], in the codebook MUL1.
@@ -23,33 +22,42 @@ pub fn distortion(rate: Rate) -> f64 {
     DISTORTION[index]
 }
 
-/// What rounding at that distortion would add to a weight, `[outputs, inputs]`: random errors of the size and the
-/// correlations that feedback leaves. Takes a hundredth of the time of rounding.
-///
-/// # Errors
-/// Weights whose scales are beyond binary16.
-///
-/// # Panics
-/// If the weight has other inputs than the factor.
-pub fn noise(
-    weight: &Weight<'_>,
-    factor: &Factor,
-    distortion: f64,
+/// A weight with errors as rounding at some distortion makes them: random ones of the size and the correlations that
+/// feedback leaves. Takes a hundredth of the time of rounding.
+#[derive(Clone, Debug)]
+pub struct Noisy<'a> {
+    weight: Weight<'a>,
+    factor: &'a Factor,
+    svh: Vec<f16>,
     seed: u64,
-    threads: usize,
-) -> Result<Vec<f32>, QuantizeError> {
-    let inputs = factor.inputs();
-    assert_eq!(weight.inputs(), inputs, "inputs of the weight and of the factor");
-    let svh = output_scales(weight, distortion.sqrt().recip() as f32, seed)?;
-    let mut errors = vec![0.0; weight.values().len()];
-    let blocks = errors.chunks_exact_mut(BLOCK * inputs).enumerate().collect();
-    parallel::map(blocks, threads, |(block, rows): (usize, &mut [f32])| {
-        let noise = block_noise(factor, &svh[block * BLOCK..][..BLOCK], seed, block);
-        for (output, row) in rows.chunks_exact_mut(inputs).enumerate() {
-            row.iter_mut().enumerate().for_each(|(input, value)| *value = noise[input * BLOCK + output]);
+}
+
+impl<'a> Noisy<'a> {
+    /// Of a weight and the decomposed Hessian of its inputs.
+    ///
+    /// # Errors
+    /// Weights whose scales are beyond binary16.
+    ///
+    /// # Panics
+    /// If the weight has other inputs than the factor.
+    pub fn new(weight: Weight<'a>, factor: &'a Factor, distortion: f64, seed: u64) -> Result<Noisy<'a>, QuantizeError> {
+        assert_eq!(weight.inputs(), factor.inputs(), "inputs of the weight and of the factor");
+        let svh = output_scales(&weight, distortion.sqrt().recip() as f32, seed)?;
+        Ok(Noisy { weight, factor, svh, seed })
+    }
+
+    /// The outputs from `128 · block` with their errors, `[128, inputs]`.
+    ///
+    /// # Panics
+    /// If there is no such block.
+    pub fn block(&self, block: usize) -> Vec<f32> {
+        let mut sums = self.weight.block(block).into_owned();
+        let noise = block_noise(self.factor, &self.svh[block * BLOCK..][..BLOCK], self.seed, block);
+        for (output, row) in sums.chunks_exact_mut(self.factor.inputs()).enumerate() {
+            row.iter_mut().enumerate().for_each(|(input, value)| *value += noise[input * BLOCK + output]);
         }
-    });
-    Ok(errors)
+        sums
+    }
 }
 
 /// `U⁻¹ N` for independent unit normal `N`, rotated back, `[inputs, 128]`.

@@ -1,5 +1,8 @@
 //! From weights to the numbers that tiles stand for: signs, scales and rotations of both sides.
 
+use std::borrow::Cow;
+use std::fmt;
+
 use half::f16;
 use tensor::format::trellis::hadamard::{self, BLOCK};
 use tensor::philox;
@@ -18,11 +21,30 @@ const OUTPUT_SCALE_MIN: f64 = 1.0 / 1024.0;
 const INPUTS: u64 = 0;
 const OUTPUTS: u64 = 1 << 32;
 
+/// Rows of a weight that is not in memory.
+pub trait WeightRows: Sync {
+    /// Reads rows from `first` on, `[rows, inputs]`. All of it is filled; the same rows are the same numbers each time.
+    fn read(&self, first: usize, into: &mut [f32]);
+}
+
 /// The weight of a linear layer as Hugging Face files have it, `[outputs, inputs]`, all finite.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Weight<'a> {
-    values: &'a [f32],
+    rows: Rows<'a>,
+    outputs: usize,
     inputs: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Rows<'a> {
+    Here(&'a [f32]),
+    Elsewhere(&'a dyn WeightRows),
+}
+
+impl fmt::Debug for Weight<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Weight [{}, {}]", self.outputs, self.inputs)
+    }
 }
 
 impl<'a> Weight<'a> {
@@ -31,16 +53,42 @@ impl<'a> Weight<'a> {
     /// # Errors
     /// If a size is no multiple of 128, `values` are not of that size, or one is not finite.
     pub fn new(values: &'a [f32], outputs: usize, inputs: usize) -> Result<Weight<'a>, QuantizeError> {
-        check_size("inputs", inputs)?;
-        check_size("outputs", outputs)?;
         check_length("a weight", values.len(), outputs.saturating_mul(inputs))?;
-        check_finite("the weight", values, inputs)?;
-        Ok(Weight { values, inputs })
+        Weight::checked(Rows::Here(values), outputs, inputs)
     }
 
-    /// All elements.
-    pub fn values(&self) -> &'a [f32] {
-        self.values
+    /// A weight of which 128 outputs are read at a time, again and again.
+    ///
+    /// # Errors
+    /// If a size is no multiple of 128, or a number is not finite.
+    pub fn from_rows(rows: &'a dyn WeightRows, outputs: usize, inputs: usize) -> Result<Weight<'a>, QuantizeError> {
+        Weight::checked(Rows::Elsewhere(rows), outputs, inputs)
+    }
+
+    fn checked(rows: Rows<'a>, outputs: usize, inputs: usize) -> Result<Weight<'a>, QuantizeError> {
+        check_size("inputs", inputs)?;
+        check_size("outputs", outputs)?;
+        let weight = Weight { rows, outputs, inputs };
+        for block in 0..outputs / BLOCK {
+            check_finite("the weight", &weight.block(block), inputs).map_err(|error| error.in_rows(block * BLOCK))?;
+        }
+        Ok(weight)
+    }
+
+    /// The outputs from `128 · block`, `[128, inputs]`.
+    ///
+    /// # Panics
+    /// If there is no such block.
+    pub fn block(&self, block: usize) -> Cow<'a, [f32]> {
+        assert!(block < self.outputs / BLOCK, "no block {block} of {} outputs", self.outputs);
+        match self.rows {
+            Rows::Here(values) => Cow::Borrowed(&values[block * BLOCK * self.inputs..][..BLOCK * self.inputs]),
+            Rows::Elsewhere(rows) => {
+                let mut values = vec![0.0; BLOCK * self.inputs];
+                rows.read(block * BLOCK, &mut values);
+                Cow::Owned(values)
+            }
+        }
     }
 
     /// Length of an input.
@@ -50,12 +98,26 @@ impl<'a> Weight<'a> {
 
     /// Length of an output.
     pub fn outputs(&self) -> usize {
-        self.values.len() / self.inputs
+        self.outputs
+    }
+
+    /// How many elements there are.
+    pub(crate) fn count(&self) -> usize {
+        self.outputs * self.inputs
+    }
+
+    /// All blocks in order.
+    fn blocks(&self) -> impl Iterator<Item = Cow<'a, [f32]>> {
+        (0..self.outputs / BLOCK).map(|block| self.block(block))
     }
 
     /// The root mean square of each output's weights.
     fn output_norms(&self) -> Vec<f64> {
-        self.values.chunks_exact(self.inputs).map(|row| (squares(row) / self.inputs as f64).sqrt()).collect()
+        let norms = |block: Cow<'_, [f32]>| {
+            let rows = block.chunks_exact(self.inputs);
+            rows.map(|row| (squares(row) / self.inputs as f64).sqrt()).collect::<Vec<_>>()
+        };
+        self.blocks().flat_map(norms).collect()
     }
 }
 
@@ -73,12 +135,13 @@ pub fn input_scales(weights: &[Weight<'_>], seed: u64) -> Result<Vec<f16>, Quant
     let (mut squares, mut outputs) = (vec![0.0; inputs], 0_u32);
     for weight in weights {
         check_length("an output's weights", weight.inputs, inputs)?;
-        let rows = weight.values.chunks_exact(inputs).zip(weight.output_norms());
-        for (row, norm) in rows.filter(|(_, norm)| *norm > 0.0) {
-            outputs += 1;
-            for (square, &value) in squares.iter_mut().zip(row) {
-                let value = f64::from(value) / norm;
-                *square += value * value;
+        for (block, norms) in weight.blocks().zip(weight.output_norms().chunks_exact(BLOCK)) {
+            for (row, &norm) in block.chunks_exact(inputs).zip(norms).filter(|(_, norm)| **norm > 0.0) {
+                outputs += 1;
+                for (square, &value) in squares.iter_mut().zip(row) {
+                    let value = f64::from(value) / norm;
+                    *square += value * value;
+                }
             }
         }
     }
@@ -125,9 +188,9 @@ pub(crate) fn rotated_block(weight: &Weight<'_>, suh: &[f16], svh: &[f16], block
     let input_factors: Vec<f32> = suh.iter().map(inverse).collect();
     let mut rotated = vec![0.0; BLOCK * inputs];
     let mut row = vec![0.0; inputs];
-    for output in 0..BLOCK {
+    for (output, weights) in weight.block(block).chunks_exact(inputs).enumerate() {
         let factor = inverse(&svh[block * BLOCK + output]);
-        row.copy_from_slice(&weight.values[(block * BLOCK + output) * inputs..][..inputs]);
+        row.copy_from_slice(weights);
         for (value, input_factor) in row.iter_mut().zip(&input_factors) {
             *value *= factor * input_factor;
         }

@@ -52,7 +52,8 @@ impl<const ODD: usize, const NEWS_ODD: usize, const EVEN: usize, const NEWS_EVEN
             // The order of a fold is free to the compiler, that of `Iterator::min` is not.
             let lowest = costs[..odd].iter().fold(u16::MAX, |lowest, &cost| lowest.min(cost));
             for (kept, cost) in kept[place(period + 1)..][..odd].iter_mut().zip(&costs[..odd]) {
-                *kept = cost - lowest;
+                // Never negative; a check would keep development builds from using vectors.
+                *kept = cost.wrapping_sub(lowest);
             }
         }
     }

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::{bf16, f16};
 use quantize::{
-    Encoder, Factor, Hessian, Job, QuantizeError, Quantized, Settings, TileDevice, TileQueue, Weight, input_scales,
-    quantize,
+    Encoder, Factor, Hessian, Job, QuantizeError, Quantized, Settings, TileDevice, TileQueue, Weight, WeightRows,
+    input_scales, quantize,
 };
 use tensor::format::trellis::{Codebook, LEN, LinearError, Rate, SIDE, hadamard};
 
@@ -240,6 +240,33 @@ fn blocks_can_be_made_in_any_order() {
     let last = job.block(1).expect("no device");
     let blocks = [job.block(0).expect("no device"), last];
     assert!(job.finish(&blocks) == quantize(&weight, &factor, &encoder, &settings).expect("a weight"));
+}
+
+/// Rows that are made when they are asked for.
+struct Elsewhere(Vec<f32>, usize);
+
+impl WeightRows for Elsewhere {
+    fn read(&self, first: usize, into: &mut [f32]) {
+        into.copy_from_slice(&self.0[first * self.1..][..into.len()]);
+    }
+}
+
+#[test]
+fn a_weight_need_not_be_in_memory() {
+    let (inputs, outputs) = (128, 256);
+    let values = normal(14, inputs * outputs);
+    let here = Weight::new(&values, outputs, inputs).expect("a weight");
+    let mut rows = Elsewhere(values.clone(), inputs);
+    let elsewhere = Weight::from_rows(&rows, outputs, inputs).expect("a weight");
+    let suh = input_scales(&[here], 3).expect("scales");
+    assert_eq!(input_scales(&[elsewhere], 3).expect("scales"), suh);
+    let factor = Factor::new(&hessian(inputs), &suh, 0.025, 1).expect("a factor");
+    let (encoder, settings) = (encoder(6), Settings { threads: 2, ..Settings::default() });
+    let quantize = |weight| quantize(&weight, &factor, &encoder, &settings).expect("a weight");
+    assert!(quantize(here) == quantize(elsewhere));
+    rows.0[200 * inputs + 7] = f32::NAN;
+    let error = Weight::from_rows(&rows, outputs, inputs).expect_err("not finite").to_string();
+    assert!(error.contains("NaN in row 200, column 7"), "{error}");
 }
 
 /// The processor as a device, for all rates but one.

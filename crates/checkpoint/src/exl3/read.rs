@@ -7,19 +7,21 @@ use std::sync::Arc;
 use tensor::format::trellis::{Codebook, Linear, Parts, Rate};
 
 use super::QuantizationConfig;
+use crate::safetensors::{Declared, Element};
 use crate::storage::Storage;
 use crate::{CheckpointError, HuggingFace, RawTensor, TensorData};
 
-/// The last parts of the names of the tensors of a weight, their type and their number of dimensions.
-const PARTS: [(&str, &str, usize); 8] = [
-    ("trellis", "I16", 3),
-    ("suh", "F16", 1),
-    ("svh", "F16", 1),
-    ("su", "I16", 1),
-    ("sv", "I16", 1),
-    ("mcg", "I32", 0),
-    ("mul1", "I32", 0),
-    ("bias", "F16", 1),
+/// The last parts of the names of the tensors of a weight, their type and their number of dimensions, in the order in
+/// which exllamav3 writes them.
+const PARTS: [(&str, Element, usize); 8] = [
+    ("suh", Element::F16, 1),
+    ("svh", Element::F16, 1),
+    ("su", Element::I16, 1),
+    ("sv", Element::I16, 1),
+    ("trellis", Element::I16, 3),
+    ("bias", Element::F16, 1),
+    ("mcg", Element::I32, 0),
+    ("mul1", Element::I32, 0),
 ];
 
 /// A weight that is stored as a trellis.
@@ -45,6 +47,7 @@ pub struct TrellisInfo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Place {
     file: usize,
+    shape: Vec<usize>,
     range: Range<usize>,
 }
 
@@ -62,8 +65,24 @@ impl TrellisInfo {
 
     /// The bytes of `trellis`.
     pub(crate) fn tiles(&self, files: &[Arc<Storage>]) -> TensorData {
-        let Place { file, range } = &self.parts["trellis"];
-        TensorData::new(files[*file].clone(), range.clone())
+        self.parts["trellis"].data(files)
+    }
+
+    /// All its tensors as they are in the files.
+    pub(crate) fn stored(&self, files: &[Arc<Storage>]) -> Vec<(Declared, TensorData)> {
+        let prefix = self.name.trim_end_matches(".weight");
+        let parts = PARTS.iter().filter_map(|&(part, element, _)| Some((part, element, self.parts.get(part)?)));
+        let declare = |part, element, place: &Place| {
+            let declared = Declared { name: format!("{prefix}.{part}"), element, shape: place.shape.clone() };
+            (declared, place.data(files))
+        };
+        parts.map(|(part, element, place)| declare(part, element, place)).collect()
+    }
+}
+
+impl Place {
+    fn data(&self, files: &[Arc<Storage>]) -> TensorData {
+        TensorData::new(files[self.file].clone(), self.range.clone())
     }
 }
 
@@ -124,17 +143,17 @@ fn info(prefix: &str, group: Vec<(usize, RawTensor)>, files: &[Arc<Storage>]) ->
             return Err(refuse(format!("it has a part `{part}`, expected {}\n\nhint: {hint}", known.join(", "))));
         };
         let found = encoding.to_string();
-        if !found.eq_ignore_ascii_case(kind) {
-            return Err(refuse(format!("`{part}` is stored as {found}, expected {kind}")));
+        if !found.eq_ignore_ascii_case(kind.name()) {
+            return Err(refuse(format!("`{part}` is stored as {found}, expected {}", kind.name())));
         }
         // A single number may have the shape [1].
         if shape.len() != dimensions && !(dimensions == 0 && shape == [1]) {
             return Err(refuse(format!("`{part}` has the shape {shape:?}, expected {dimensions} dimensions")));
         }
         if part == "trellis" {
-            tiles = shape.try_into().expect("three dimensions");
+            tiles = shape.clone().try_into().expect("three dimensions");
         }
-        parts.insert(part, Place { file, range });
+        parts.insert(part, Place { file, shape, range });
     }
     let linear = put_together(prefix, tiles, &parts, files)?;
     Ok(TrellisInfo {

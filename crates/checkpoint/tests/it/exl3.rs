@@ -7,6 +7,7 @@ use checkpoint::exl3::{LinearTensors, QuantizationConfig};
 use checkpoint::safetensors::{Declared, Element, ShardedWriter};
 use checkpoint::{Checkpoint, CheckpointError};
 use half::f16;
+use tensor::WeightBytes;
 use tensor::format::trellis::{Codebook, Linear, Rate};
 
 use crate::scratch;
@@ -103,6 +104,23 @@ fn the_signs_of_old_files_are_read() {
     let linear = checkpoint.linear("model.layers.0.mlp.up_proj.weight").expect("it is there");
     let signs: Vec<f32> = linear.suh()[..9].iter().map(|sign| sign.to_f32()).collect();
     assert_eq!(signs, [-1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0]);
+}
+
+#[test]
+fn the_tensors_of_a_weight_are_given_as_they_are() {
+    let mut tensors = tensors();
+    tensors.remove(&format!("{NAME}.suh"));
+    tensors.insert(format!("{NAME}.su"), (Element::I16, vec![8], vec![0x01; 16]));
+    // A single number may be stored with a dimension.
+    part(&mut tensors, "mul1").1 = vec![1];
+    let checkpoint = Checkpoint::open(&folder("as_they_are", &tensors, 10_240)).expect("a sound folder");
+    let stored = checkpoint.trellis_tensors("model.layers.0.mlp.up_proj.weight").expect("it is there");
+    let names: Vec<&str> = stored.iter().map(|(declared, _)| declared.name.rsplit_once('.').unwrap().1).collect();
+    assert_eq!(names, ["svh", "su", "trellis", "mul1"]);
+    for (declared, data) in stored {
+        let expected = &tensors[&declared.name];
+        assert_eq!((&declared.element, &declared.shape, data.bytes()), (&expected.0, &expected.1, &expected.2[..]));
+    }
 }
 
 #[test]

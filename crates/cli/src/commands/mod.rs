@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod completions;
+mod convert;
 mod evaluate;
 mod inspect;
 mod logits;
@@ -42,6 +43,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::Quantize(args) => {
             interrupt::install();
             quantize::run(args)
+        }
+        Command::Convert(args) => {
+            interrupt::install();
+            convert::run(args)
         }
         Command::Evaluate(args) => {
             interrupt::install();

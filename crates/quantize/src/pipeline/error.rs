@@ -50,6 +50,34 @@ pub enum PipelineError {
          checkpoint that the file was made of"
     )]
     NotAFolder,
+    /// There is nothing to convert.
+    #[error("the model is no folder of trellis weights (EXL3)\n\nhint: `quantize` makes one of the original")]
+    NotTrellis,
+    /// There is nothing to do.
+    #[error("the model has the layout {} already", .0.name())]
+    SameLayout(super::Layout),
+    /// A model whose head is no copy of its embedding.
+    #[error(
+        "the model has a head of its own (`tie_word_embeddings` is false), expected one with the embedding's weights \
+         for the layout compact"
+    )]
+    OwnHead,
+    /// An embedding that would be lost.
+    #[error(
+        "the layout compact has no embedding, and `{name}` is not what the head is decoded to: {different} of {rows} \
+         rows differ, by {:.2} % of their size\n\nhint: --drop-embedding gives it up for the head's rows, as \
+         `quantize --layout compact` does", 100.0 * error
+    )]
+    OtherEmbedding {
+        /// Its name in the checkpoint.
+        name: String,
+        /// Rows that differ.
+        different: usize,
+        /// Of so many.
+        rows: usize,
+        /// The root mean square of the difference of these rows over that of the embedding's.
+        error: f64,
+    },
     /// Not enough text.
     #[error(
         "the calibration text has {tokens} tokens, expected at least {needed}\n\nhint: the more, and the more like \

@@ -7,8 +7,8 @@ use checkpoint::exl3::{LinearTensors, SHARD_BYTES};
 use checkpoint::safetensors::{Declared, Element, ShardedWriter};
 use checkpoint::{AtomicFile, Metadata};
 use serde_json::{Map, Value, json};
-use tensor::WeightBytes;
 use tensor::format::trellis::{Codebook, Linear, Rate};
+use tensor::{DType, WeightBytes};
 
 use super::plan::Plan;
 use super::{Layout, PipelineError};
@@ -82,6 +82,12 @@ pub(super) fn write(
         }
     }
     Ok(())
+}
+
+/// A tensor that is no trellis.
+pub(super) fn declare(name: &str, dtype: DType, shape: Vec<usize>) -> Result<Declared, PipelineError> {
+    let element = Element::of(dtype).ok_or(PipelineError::NotAFolder)?;
+    Ok(Declared { name: name.to_owned(), element, shape })
 }
 
 /// The tensors of a trellis, in the order of [`Linear::tensors`].

@@ -6,7 +6,9 @@
 //! finds the same.
 
 mod allocate;
+mod convert;
 mod error;
+mod estimate;
 mod folder;
 mod options;
 mod plan;
@@ -21,20 +23,22 @@ use std::sync::atomic::AtomicU64;
 
 use checkpoint::Metadata;
 use engine::{ModelSource, SourceTensor};
-use model::Role;
 use serde_json::{Value, json};
+use tensor::format::trellis::hadamard::BLOCK;
 use tensor::format::trellis::{Linear, Rate};
-use tensor::{Backend, DType, WeightBytes, WeightSource};
+use tensor::{Backend, WeightBytes};
 
 use crate::{Hessian, TileQueue};
 use allocate::Item;
 use folder::About;
-use plan::Plan;
+use plan::{Plan, Target};
 use rounding::{Count, INPUTS, Shared, pad, round};
-use states::{Replaced, Runner, States};
+use states::{Replaced, Runner, States, embed};
 use workspace::{Workspace, sum_of};
 
+pub use convert::{Conversion, layout_of};
 pub use error::PipelineError;
+pub use estimate::{Estimate, Part, Phase, Speeds, Work};
 pub use options::{Allocation, Budget, Layout, Observer, Options, Stage};
 
 /// Least tokens of calibration text.
@@ -94,15 +98,9 @@ impl Task<'_> {
     /// # Errors
     /// What [`PipelineError`] lists.
     pub fn run(&self, target: &Path, force: bool) -> Result<Report, PipelineError> {
-        let tokens = self.sequences.iter().map(Vec::len).sum();
-        if tokens < TOKENS_MIN {
-            return Err(PipelineError::TextTooShort { tokens, needed: TOKENS_MIN });
-        }
+        self.check_input()?;
         if target.exists() && !force {
             return Err(PipelineError::Exists(target.to_owned()));
-        }
-        if matches!(self.source.checkpoint().metadata(), Metadata::Gguf(_)) {
-            return Err(PipelineError::NotAFolder);
         }
         let plan = Plan::new(self.source, self.options.layout)?;
         self.check_budget(&plan)?;
@@ -136,6 +134,18 @@ impl Task<'_> {
         let plan = Plan::new(self.source, self.options.layout)?;
         self.check_budget(&plan)?;
         self.report(&plan, &vec![0.0; plan.targets.len()], Allocation::Uniform)
+    }
+
+    /// What is seen before anything is read: whether there are configurations to take over, and enough text.
+    fn check_input(&self) -> Result<(), PipelineError> {
+        if matches!(self.source.checkpoint().metadata(), Metadata::Gguf(_)) {
+            return Err(PipelineError::NotAFolder);
+        }
+        let tokens = self.sequences.iter().map(Vec::len).sum();
+        if tokens < TOKENS_MIN {
+            return Err(PipelineError::TextTooShort { tokens, needed: TOKENS_MIN });
+        }
+        Ok(())
     }
 
     fn check_budget(&self, plan: &Plan<'_>) -> Result<(), PipelineError> {
@@ -373,36 +383,23 @@ impl Layers<'_> {
     /// A layer's trellises as matrices.
     fn replaced(&self, layer: usize, linears: &[Linear<'_>]) -> Replaced {
         let pairs = self.plan.of_layer(layer).zip(linears);
-        pairs
-            .map(|((_, target), linear)| {
-                (target.tensor.entry.name.clone(), (DType::F32, Arc::new(matrix(target.tensor, linear))))
-            })
-            .collect()
+        let matrix = |((_, target), linear): ((_, &Target<'_>), _)| {
+            (target.tensor.entry.name.clone(), Arc::new(matrix(target.tensor, linear)))
+        };
+        pairs.map(matrix).collect()
     }
 }
 
 /// A trellis without its padding, in f32.
-fn matrix(tensor: &SourceTensor, linear: &Linear<'_>) -> Vec<u8> {
-    let values = linear.dequantize();
-    let rows = values.chunks_exact(linear.inputs()).take(tensor.entry.rows);
-    rows.flat_map(|row| &row[..tensor.entry.columns]).flat_map(|value| value.to_le_bytes()).collect()
-}
-
-/// The scaled embeddings of sequences.
-fn embed(source: &ModelSource<'_>, sequences: &[Vec<u32>]) -> Result<States, PipelineError> {
-    let config = source.config();
-    let find = source.tensors().iter().find(|tensor| tensor.entry.role == Role::Embedding);
-    let tensor = find.expect("every model has an embedding");
-    let data = source
-        .open(&tensor.entry.name, tensor.decoded().into())
-        .map_err(|source| PipelineError::Weight { name: tensor.name.clone(), source })?;
-    let row_bytes = data.bytes().len() / tensor.entry.rows;
-    let scale = config.embedding_scale();
-    let mut values = Vec::with_capacity(sequences.iter().map(Vec::len).sum::<usize>() * config.hidden);
-    let mut row = vec![0.0; config.hidden];
-    for &token in sequences.iter().flatten() {
-        tensor.decoded().codec().decode(&data.bytes()[token as usize * row_bytes..][..row_bytes], &mut row);
-        values.extend(row.iter().map(|value| value * scale));
+fn matrix(tensor: &SourceTensor, linear: &Linear<'_>) -> Vec<f32> {
+    let (rows, columns) = (tensor.entry.rows, tensor.entry.columns);
+    let mut values = vec![0.0; rows * columns];
+    let mut block = vec![0.0; BLOCK * linear.inputs()];
+    for (number, rows) in values.chunks_mut(BLOCK * columns).enumerate() {
+        linear.dequantize_block(number, &mut block);
+        for (row, padded) in rows.chunks_exact_mut(columns).zip(block.chunks_exact(linear.inputs())) {
+            row.copy_from_slice(&padded[..columns]);
+        }
     }
-    Ok(States { lengths: sequences.iter().map(Vec::len).collect(), values: Arc::new(values) })
+    values
 }

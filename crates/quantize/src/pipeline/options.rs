@@ -96,11 +96,13 @@ pub enum Stage {
     Calibration,
     /// Quantizes.
     Quantization,
+    /// Writes a folder in another layout.
+    Conversion,
 }
 
 /// Who looks on.
 pub trait Observer: Sync {
-    /// How far a stage is: weights of all weights. Called from many threads.
+    /// How far a stage is: weights of all weights, or bytes of all bytes of a conversion. Called from many threads.
     fn progress(&self, stage: Stage, done: u64, total: u64);
 
     /// Whether to stop soon.

@@ -1,12 +1,13 @@
 //! Which tensors the result has, and how large they are.
 
-use checkpoint::safetensors::{Declared, Element};
+use checkpoint::safetensors::Declared;
 use engine::{ModelSource, SourceTensor};
 use model::tensors::is_vision;
 use model::{Role, TensorEntry};
 use tensor::format::trellis::hadamard::BLOCK;
 use tensor::format::trellis::{LEN, Rate};
 
+use super::folder::declare;
 use super::rounding::INPUTS;
 use super::{Budget, Layout, PipelineError};
 
@@ -158,9 +159,4 @@ fn head_key(source: &ModelSource<'_>, embedding: &SourceTensor) -> String {
     // In a compact folder the embedding has the head's name already.
     let name = place.map_or(&embedding.name, |place| &heads[place]);
     name.trim_end_matches(".weight").to_owned()
-}
-
-fn declare(name: &str, dtype: tensor::DType, shape: Vec<usize>) -> Result<Declared, PipelineError> {
-    let element = Element::of(dtype).ok_or(PipelineError::NotAFolder)?;
-    Ok(Declared { name: name.to_owned(), element, shape })
 }

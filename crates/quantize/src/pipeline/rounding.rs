@@ -1,48 +1,107 @@
 //! Quantizes the weights of a layer, or the head.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use engine::{ModelSource, SourceTensor};
 use model::Role;
-use tensor::WeightSource;
 use tensor::format::trellis::hadamard::BLOCK;
 use tensor::format::trellis::{Codebook, Linear, Rate, SIDE};
+use tensor::{DType, WeightBytes, WeightSource};
 
 use super::{Observer, Options, PipelineError, Stage, Task};
-use crate::{Encoder, Factor, Hessian, Job, Settings, Weight, input_scales, parallel};
+use crate::error::check_finite;
+use crate::{Encoder, Factor, Hessian, Job, QuantizeError, Settings, Weight, WeightRows, input_scales, parallel};
 
 /// The matrices of a layer that multiply the same activations, in the order of [`model::LayerProgram::inputs`].
 pub(super) const INPUTS: [&[Role]; 4] =
     [&[Role::Query, Role::Key, Role::Value], &[Role::AttentionOutput], &[Role::Gate, Role::Up], &[Role::Down]];
 
-/// A weight in f32, padded with zeros to multiples of 128, `[outputs, inputs]`.
+/// A weight padded with zeros to multiples of 128, `[outputs, inputs]`.
 pub(super) struct Padded {
-    pub(super) values: Vec<f32>,
+    contents: Contents,
     pub(super) outputs: usize,
     pub(super) inputs: usize,
 }
 
+enum Contents {
+    Values(Vec<f32>),
+    Rows(StoredRows),
+}
+
 impl Padded {
-    /// Reads a weight.
+    /// Reads a weight in f32. An embedding or a head, several times as large as a layer, stays where it is.
     pub(super) fn read(source: &ModelSource<'_>, tensor: &SourceTensor) -> Result<Padded, PipelineError> {
         let failed = |source| PipelineError::Weight { name: tensor.name.clone(), source };
         let data = source.open(&tensor.entry.name, tensor.decoded().into()).map_err(failed)?;
         let (rows, columns) = (tensor.entry.rows, tensor.entry.columns);
-        let mut values = vec![0.0; rows * columns];
-        tensor.decoded().codec().decode(data.bytes(), &mut values);
-        data.release(0..data.bytes().len());
         let (outputs, inputs) = (rows.next_multiple_of(BLOCK), columns.next_multiple_of(BLOCK));
-        if inputs != columns {
-            values = pad(&values, columns);
-        }
-        values.resize(outputs * inputs, 0.0);
-        Ok(Padded { values, outputs, inputs })
+        let stored = StoredRows { data, dtype: tensor.decoded(), rows, columns };
+        let contents = match tensor.entry.role {
+            Role::Embedding | Role::Head => Contents::Rows(stored),
+            _ => {
+                let mut values = vec![0.0; outputs * inputs];
+                stored.read(0, &mut values);
+                Contents::Values(values)
+            }
+        };
+        Ok(Padded { contents, outputs, inputs })
     }
 
     pub(super) fn weight(&self, name: &str) -> Result<Weight<'_>, PipelineError> {
-        Weight::new(&self.values, self.outputs, self.inputs).map_err(PipelineError::quantize(format!("`{name}`")))
+        let (outputs, inputs) = (self.outputs, self.inputs);
+        let weight = match &self.contents {
+            Contents::Values(values) => Weight::new(values, outputs, inputs),
+            Contents::Rows(rows) => Weight::from_rows(rows, outputs, inputs),
+        };
+        weight.map_err(PipelineError::quantize(format!("`{name}`")))
     }
+}
+
+/// A matrix in the checkpoint.
+struct StoredRows {
+    data: Arc<dyn WeightBytes>,
+    dtype: DType,
+    rows: usize,
+    columns: usize,
+}
+
+impl WeightRows for StoredRows {
+    fn read(&self, first: usize, into: &mut [f32]) {
+        let width = self.columns.next_multiple_of(BLOCK);
+        let row_bytes = self.data.bytes().len() / self.rows;
+        let count = (into.len() / width).min(self.rows.saturating_sub(first));
+        let range = first * row_bytes..(first + count) * row_bytes;
+        let (rows, rest) = into.split_at_mut(count * width);
+        let stored = self.data.bytes()[range.clone()].chunks_exact(row_bytes);
+        for (row, stored) in rows.chunks_exact_mut(width).zip(stored) {
+            self.dtype.codec().decode(stored, &mut row[..self.columns]);
+            row[self.columns..].fill(0.0);
+        }
+        rest.fill(0.0);
+        self.data.release(range);
+    }
+}
+
+/// An error about a layer's activations, or one about the weight that made them so: the first of the layer that has a
+/// number that is not finite.
+pub(super) fn blame(source: &ModelSource<'_>, layer: usize, error: PipelineError) -> PipelineError {
+    if !matches!(error, PipelineError::Quantize { source: QuantizeError::NotFinite { .. }, .. }) {
+        return error;
+    }
+    for tensor in source.tensors().iter().filter(|tensor| tensor.entry.layer == Some(layer)) {
+        let name = &tensor.name;
+        let checked = match tensor.entry.role.is_norm() {
+            true => source.norm(tensor).map_err(PipelineError::from).and_then(|values| {
+                check_finite("the norm", &values, values.len()).map_err(PipelineError::quantize(format!("`{name}`")))
+            }),
+            false => Padded::read(source, tensor).and_then(|padded| padded.weight(name).map(drop)),
+        };
+        if let Err(error) = checked {
+            return error;
+        }
+    }
+    error
 }
 
 /// Rows of a multiple of 128 columns.

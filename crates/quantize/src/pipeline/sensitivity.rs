@@ -1,21 +1,21 @@
 //! What the errors of each weight cost: the rise of the KL divergence of the model's predictions.
 //!
 //! Nothing is rounded for it: each weight in turn gets random errors of the size and the correlations that rounding
-//! leaves ([`noise()`]). A few sequences go through the model once as it is; whenever they pass a weight, a copy goes
+//! leaves ([`Noisy`]). A few sequences go through the model once as it is; whenever they pass a weight, a copy goes
 //! on with the error, and in the end all copies are compared. So one layer at a time is in memory, and the time is that
 //! of half the layers for each weight.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use tensor::DType;
 use tensor::format::trellis::Rate;
+use tensor::format::trellis::hadamard::BLOCK;
 
 use super::plan::{Plan, Target};
 use super::rounding::{Count, Padded, pad};
-use super::states::{Replaced, Runner, States};
-use super::{Allocation, Options, PipelineError, Stage, embed};
-use crate::{Factor, Hessian, distortion, input_scales, noise, parallel};
+use super::states::{Replaced, Runner, States, embed};
+use super::{Allocation, Options, PipelineError, Stage};
+use crate::{Factor, Hessian, Noisy, distortion, input_scales, parallel};
 
 /// Tokens of a sequence.
 const SEQUENCE: usize = 256;
@@ -57,18 +57,39 @@ pub(super) fn measure(
         relative: vec![0.0; plan.targets.len()],
         count: Count { observer: runner.observer, stage: Stage::Sensitivity, done: AtomicU64::new(0), total },
     };
-    let head = probe.head_errors()?;
+    let hessian = probe.head_hessian()?;
     probe.base = start;
     let config = plan.source.config();
-    let head_target = plan.targets.len() - 1;
     if config.tied_embeddings {
-        let states = embed_with(plan, &chosen[..count], &head)?;
-        probe.copies.push((head_target, states.values.to_vec()));
+        // Made again in the end: meanwhile a head would take more memory than all else.
+        let states = embed_with(plan, &chosen[..count.min(chosen.len())], &probe.head_with_errors(&hessian)?)?;
+        probe.copies.push((plan.targets.len() - 1, states.values.to_vec()));
     }
     for layer in 0..config.layers.len() {
         probe.layer(layer)?;
     }
-    probe.compare(&head)
+    let head = probe.head_with_errors(&hessian)?;
+    probe.compare(head)
+}
+
+/// Tokens of the sequences that [`measure`] runs, and of those of them that it compares.
+pub(super) fn lengths(sequences: &[Vec<u32>], options: &Options) -> (Vec<usize>, Vec<usize>) {
+    let count = options.probe_tokens.div_ceil(SEQUENCE).max(1);
+    let all: Vec<usize> = spread(sequences, count).iter().map(Vec::len).collect();
+    let compared = all.iter().take(count).copied().collect();
+    (all, compared)
+}
+
+/// How many copies of the states are kept in the end.
+pub(super) fn copies(plan: &Plan<'_>, options: &Options) -> usize {
+    let layers = plan.source.config().layers.len();
+    let kept = (0..layers).filter(|&layer| keeps(options, layer, layers));
+    kept.map(|layer| plan.of_layer(layer).count()).sum::<usize>() + 1
+}
+
+/// Whether the weights of a layer are compared.
+pub(super) fn keeps(options: &Options, layer: usize, layers: usize) -> bool {
+    options.allocation == Allocation::Measured || layer.is_multiple_of(LAYERS_EACH) || layer + 1 == layers
 }
 
 /// Sequences from all over the text; the first `count` of them are compared.
@@ -82,6 +103,9 @@ fn spread(sequences: &[Vec<u32>], count: usize) -> Vec<Vec<u32>> {
         (0..wanted).partition(|&index| index % each == 0 && index / each < count);
     first.into_iter().chain(rest).map(|index| cut(at(index))).collect()
 }
+
+/// Copies that go through a layer together, at most.
+pub(super) const COPIES: usize = 32;
 
 struct Probe<'a> {
     runner: &'a Runner<'a>,
@@ -101,8 +125,8 @@ struct Probe<'a> {
 }
 
 impl Probe<'_> {
-    /// The head with errors: its Hessian takes a pass through all layers.
-    fn head_errors(&mut self) -> Result<Vec<f32>, PipelineError> {
+    /// What the head gets: takes a pass through all layers.
+    fn head_hessian(&mut self) -> Result<Hessian, PipelineError> {
         let config = self.plan.source.config();
         for layer in 0..config.layers.len() {
             self.base = self.runner.layer(layer, &Replaced::new(), &self.base, None)?;
@@ -113,8 +137,14 @@ impl Probe<'_> {
             let rows = pad(&input, config.hidden);
             hessian.add(&rows, self.options.threads).map_err(PipelineError::quantize("the head"))
         })?;
-        let mut errors = self.with_errors(&[(self.plan.targets.len() - 1, target)], &hessian)?;
-        Ok(errors.pop().expect("one target"))
+        Ok(hessian)
+    }
+
+    /// The head with errors.
+    fn head_with_errors(&self, hessian: &Hessian) -> Result<Vec<f32>, PipelineError> {
+        let target = self.plan.targets.last().expect("a head");
+        let mut weights = self.with_errors(&[(self.plan.targets.len() - 1, target)], hessian)?;
+        Ok(weights.pop().expect("one target"))
     }
 
     /// The weights of the targets of one input with errors, without padding.
@@ -131,13 +161,17 @@ impl Probe<'_> {
         let mut changed = Vec::new();
         for ((index, target), weight) in targets.iter().zip(weights) {
             let seed = options.seed ^ (*index as u64 + 1) << 32;
-            let errors = noise(&weight, &factor, self.distortion(*index), seed, options.threads).map_err(failed())?;
+            let noisy = Noisy::new(weight, &factor, self.distortion(*index), seed).map_err(failed())?;
             let (rows, columns) = (target.tensor.entry.rows, target.tensor.entry.columns);
-            let both = weight.values().chunks_exact(target.inputs()).zip(errors.chunks_exact(target.inputs()));
-            let sums = both
-                .take(rows)
-                .flat_map(|(row, errors)| row[..columns].iter().zip(errors).map(|(weight, error)| weight + error));
-            changed.push(sums.collect());
+            let mut values = vec![0.0; rows * columns];
+            let blocks = values.chunks_mut(BLOCK * columns).enumerate().collect();
+            parallel::map(blocks, options.threads, |(block, rows): (usize, &mut [f32])| {
+                let padded = noisy.block(block);
+                for (row, padded) in rows.chunks_exact_mut(columns).zip(padded.chunks_exact(target.inputs())) {
+                    row.copy_from_slice(&padded[..columns]);
+                }
+            });
+            changed.push(values);
         }
         Ok(changed)
     }
@@ -167,19 +201,18 @@ impl Probe<'_> {
                 hessians[input].add(&rows, self.options.threads).map_err(PipelineError::quantize(&what))
             }),
         )?;
-        if !self.copies.is_empty() {
-            let lengths = self.copies.iter().flat_map(|_| &self.lengths).copied().collect();
-            let values = self.copies.iter().flat_map(|(_, values)| values).copied().collect();
+        for copies in self.copies.chunks_mut(COPIES) {
+            let lengths = copies.iter().flat_map(|_| &self.lengths).copied().collect();
+            let values = copies.iter().flat_map(|(_, values)| values).copied().collect();
             let after = runner.layer(layer, &none, &States { lengths, values: Arc::new(values) }, None)?;
-            let copies = self.copies.iter_mut().zip(after.values.chunks_exact(self.probes));
+            let copies = copies.iter_mut().zip(after.values.chunks_exact(self.probes));
             copies.for_each(|((_, copy), after)| copy.copy_from_slice(after));
         }
-        let is_last = layer + 1 == config.layers.len();
-        let keeps = self.options.allocation == Allocation::Measured || layer.is_multiple_of(LAYERS_EACH) || is_last;
+        let keeps = keeps(self.options, layer, config.layers.len());
         for (input, hessian) in hessians.iter().enumerate() {
             let targets: Vec<_> = self.plan.of_layer(layer).filter(|(_, target)| target.input == input).collect();
             for ((index, target), weights) in targets.iter().zip(self.with_errors(&targets, hessian)?) {
-                let replaced = replace(target, &weights);
+                let replaced = replace(target, Arc::new(weights));
                 let after = runner.layer(layer, &replaced, &before, None)?;
                 self.relative[*index] = relative(&self.base.values[..self.probes], &after.values, config.hidden);
                 if keeps {
@@ -196,7 +229,8 @@ impl Probe<'_> {
     }
 
     /// Compares the copies' predictions with those of the states without errors.
-    fn compare(mut self, head: &[f32]) -> Result<Costs, PipelineError> {
+    fn compare(mut self, head: Vec<f32>) -> Result<Costs, PipelineError> {
+        let head = Arc::new(head);
         let vocabulary = self.plan.source.config().vocabulary;
         let base = self.slice(&self.base.values[..self.probes]);
         let mut expected = vec![Vec::new(); base.count()];
@@ -213,7 +247,7 @@ impl Probe<'_> {
             self.copies.push((head_index, base.values.to_vec()));
         }
         for (index, values) in &self.copies {
-            let replaced = if *index == head_index { replace(last, head) } else { Replaced::new() };
+            let replaced = if *index == head_index { replace(last, head.clone()) } else { Replaced::new() };
             let mut sum = 0.0;
             self.runner.head(&replaced, &self.slice(values), true, &mut |first, _, logits| {
                 let rows = logits.chunks_exact(vocabulary).enumerate().collect();
@@ -265,9 +299,8 @@ impl Probe<'_> {
 }
 
 /// A weight with errors in the place of the source's.
-fn replace(target: &Target<'_>, weights: &[f32]) -> Replaced {
-    let bytes = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
-    Replaced::from([(target.tensor.entry.name.clone(), (DType::F32, Arc::new(bytes)))])
+fn replace(target: &Target<'_>, weights: Arc<Vec<f32>>) -> Replaced {
+    Replaced::from([(target.tensor.entry.name.clone(), weights)])
 }
 
 /// The scaled rows of a table with errors.
@@ -293,7 +326,7 @@ fn relative(expected: &[f32], found: &[f32], width: usize) -> f64 {
 }
 
 /// The logarithms of probabilities.
-fn log_softmax(logits: &[f32]) -> Vec<f32> {
+pub(super) fn log_softmax(logits: &[f32]) -> Vec<f32> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.chunks(64).map(|part| f64::from(part.iter().map(|l| (l - largest).exp()).sum::<f32>())).sum();
     let shift = largest + sum.ln() as f32;

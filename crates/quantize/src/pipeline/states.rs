@@ -4,13 +4,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use engine::ModelSource;
-use model::{STATES, TensorEntry, build_head_program, build_layer_program};
+use model::{Role, STATES, TensorEntry, build_head_program, build_layer_program};
+use tensor::backend::required_memory;
 use tensor::{
     Backend, Batch, BufferId, DType, LoadOptions, Loaded, Precision, Program, Segment, WeightBytes, WeightError,
     WeightFormat, WeightSource,
 };
 
+use super::rounding::blame;
 use super::{Observer, PipelineError};
+use crate::error::check_finite;
 
 /// Tokens of a pass, unless a sequence is longer.
 const BATCH_TOKENS: usize = 2048;
@@ -23,8 +26,8 @@ pub(super) struct States {
     pub(super) values: Arc<Vec<f32>>,
 }
 
-/// Weights that take the place of those of the source, by their names in programs.
-pub(super) type Replaced = HashMap<String, (DType, Arc<Vec<u8>>)>;
+/// Weights in f32 that take the place of those of the source, by their names in programs.
+pub(super) type Replaced = HashMap<String, Arc<Vec<f32>>>;
 
 /// What runs the layers.
 pub(super) struct Runner<'a> {
@@ -34,19 +37,11 @@ pub(super) struct Runner<'a> {
     pub(super) threads: usize,
 }
 
-struct StateBytes(Arc<Vec<f32>>);
+struct Values(Arc<Vec<f32>>);
 
-impl WeightBytes for StateBytes {
+impl WeightBytes for Values {
     fn bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
-    }
-}
-
-struct Bytes(Arc<Vec<u8>>);
-
-impl WeightBytes for Bytes {
-    fn bytes(&self) -> &[u8] {
-        &self.0
     }
 }
 
@@ -60,10 +55,10 @@ struct Weights<'a> {
 impl WeightSource for Weights<'_> {
     fn open(&self, name: &str, format: WeightFormat) -> Result<Arc<dyn WeightBytes>, WeightError> {
         if name == STATES {
-            return Ok(Arc::new(StateBytes(self.states.clone())));
+            return Ok(Arc::new(Values(self.states.clone())));
         }
         match self.replaced.get(name) {
-            Some((_, bytes)) => Ok(Arc::new(Bytes(bytes.clone()))),
+            Some(values) => Ok(Arc::new(Values(values.clone()))),
             None => self.source.open(name, format),
         }
     }
@@ -94,8 +89,24 @@ impl Rows<'_> {
 }
 
 impl Runner<'_> {
-    /// Runs a layer. `inputs` gets what its matrices multiply, in the order of [`model::LayerProgram::inputs`].
+    /// Runs a layer. `inputs` gets what its matrices multiply, in the order of [`model::LayerProgram::inputs`]. Fails
+    /// if what comes out is not finite, and names the weight that is to blame.
     pub(super) fn layer(
+        &self,
+        layer: usize,
+        replaced: &Replaced,
+        states: &States,
+        inputs: Option<&mut Inputs<'_>>,
+    ) -> Result<States, PipelineError> {
+        let after = self.layer_unchecked(layer, replaced, states, inputs).and_then(|after| {
+            check_finite("the residual stream", &after.values, self.source.config().hidden)
+                .map_err(PipelineError::quantize(format!("layer {layer}")))?;
+            Ok(after)
+        });
+        after.map_err(|error| blame(self.source, layer, error))
+    }
+
+    fn layer_unchecked(
         &self,
         layer: usize,
         replaced: &Replaced,
@@ -140,8 +151,47 @@ impl Runner<'_> {
 
     fn format(&self, replaced: &Replaced, entry: &TensorEntry) -> WeightFormat {
         let own = || self.source.tensors().iter().find(|tensor| tensor.entry.name == entry.name);
-        let replaced = replaced.get(&entry.name).map(|(dtype, _)| *dtype);
-        replaced.unwrap_or_else(|| own().expect("a tensor of the model").decoded()).into()
+        if replaced.contains_key(&entry.name) {
+            return DType::F32.into();
+        }
+        own().expect("a tensor of the model").decoded().into()
+    }
+
+    /// How a program is loaded for sequences of these lengths.
+    fn options(&self, lengths: &[usize]) -> LoadOptions {
+        let batches = batches(lengths);
+        let tokens_max = batches.iter().map(|batch| batch.iter().sum()).max().unwrap_or(0);
+        LoadOptions {
+            tokens_max,
+            outputs_max: tokens_max,
+            sequences_max: batches.iter().map(|batch| batch.len()).max().unwrap_or(0),
+            context_max: lengths.iter().copied().max().unwrap_or(0),
+            cache_dtype: DType::F16,
+            precision: Precision::Fast,
+            threads: Some(self.threads),
+        }
+    }
+
+    /// Bytes that a pass of such sequences takes besides states and weights: activations, caches, and what is read of
+    /// them. `layer` is the number of a layer or `None` for the head.
+    pub(super) fn pass_bytes(
+        &self,
+        layer: Option<usize>,
+        lengths: &[usize],
+        logits: bool,
+    ) -> Result<u64, PipelineError> {
+        let (config, none) = (self.source.config(), Replaced::new());
+        let (states, format) = (lengths.iter().sum(), |entry: &TensorEntry| self.format(&none, entry));
+        let program = match layer {
+            Some(layer) => build_layer_program(config, layer, states, &format)?.program,
+            None => build_head_program(config, states, &format, logits)?.program,
+        };
+        let options = self.options(lengths);
+        let used = required_memory(&program, &options);
+        let widest = if logits { config.vocabulary } else { config.feed_forward.max(config.query_width()) };
+        // Activations in 8 bits for products, and a buffer that is read and padded.
+        let read = options.tokens_max * widest * (if logits { 4 } else { 8 } + 1);
+        Ok(used.scratch + used.caches + read as u64)
     }
 
     fn run(
@@ -151,18 +201,7 @@ impl Runner<'_> {
         states: &States,
         take: &mut Take<'_>,
     ) -> Result<(), PipelineError> {
-        let batches = states.batches();
-        let longest = states.lengths.iter().copied().max().unwrap_or(0);
-        let tokens_max = batches.iter().map(|batch| batch.iter().sum()).max().unwrap_or(0);
-        let options = LoadOptions {
-            tokens_max,
-            outputs_max: tokens_max,
-            sequences_max: batches.iter().map(|batch| batch.len()).max().unwrap_or(0),
-            context_max: longest,
-            cache_dtype: DType::F16,
-            precision: Precision::Fast,
-            threads: Some(self.threads),
-        };
+        let (batches, options) = (batches(&states.lengths), self.options(&states.lengths));
         let weights = Weights { source: self.source, replaced, states: states.values.clone() };
         let mut loaded = self.backend.load(program, &weights, &options)?;
         let mut first = 0;
@@ -188,18 +227,39 @@ impl States {
     pub(super) fn count(&self) -> usize {
         self.lengths.iter().sum()
     }
+}
 
-    /// The lengths of the sequences that go through a layer together.
-    fn batches(&self) -> Vec<&[usize]> {
-        let (mut batches, mut start, mut tokens) = (Vec::new(), 0, 0);
-        for (index, &length) in self.lengths.iter().enumerate() {
-            if index > start && tokens + length > BATCH_TOKENS {
-                batches.push(&self.lengths[start..index]);
-                (start, tokens) = (index, 0);
-            }
-            tokens += length;
+/// The lengths of the sequences that go through a layer together.
+fn batches(lengths: &[usize]) -> Vec<&[usize]> {
+    let (mut batches, mut start, mut tokens) = (Vec::new(), 0, 0);
+    for (index, &length) in lengths.iter().enumerate() {
+        if index > start && tokens + length > BATCH_TOKENS {
+            batches.push(&lengths[start..index]);
+            (start, tokens) = (index, 0);
         }
-        batches.push(&self.lengths[start..]);
-        batches
+        tokens += length;
     }
+    batches.push(&lengths[start..]);
+    batches
+}
+
+/// The scaled embeddings of sequences.
+pub(super) fn embed(source: &ModelSource<'_>, sequences: &[Vec<u32>]) -> Result<States, PipelineError> {
+    let config = source.config();
+    let find = source.tensors().iter().find(|tensor| tensor.entry.role == Role::Embedding);
+    let tensor = find.expect("every model has an embedding");
+    let data = source
+        .open(&tensor.entry.name, tensor.decoded().into())
+        .map_err(|source| PipelineError::Weight { name: tensor.name.clone(), source })?;
+    let row_bytes = data.bytes().len() / tensor.entry.rows;
+    let scale = config.embedding_scale();
+    let mut values = Vec::with_capacity(sequences.iter().map(Vec::len).sum::<usize>() * config.hidden);
+    let mut row = vec![0.0; config.hidden];
+    for &token in sequences.iter().flatten() {
+        tensor.decoded().codec().decode(&data.bytes()[token as usize * row_bytes..][..row_bytes], &mut row);
+        check_finite("the weight", &row, config.hidden)
+            .map_err(|error| PipelineError::quantize(format!("`{}`", tensor.name))(error.in_rows(token as usize)))?;
+        values.extend(row.iter().map(|value| value * scale));
+    }
+    Ok(States { lengths: sequences.iter().map(Vec::len).collect(), values: Arc::new(values) })
 }

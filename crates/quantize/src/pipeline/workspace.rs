@@ -19,32 +19,52 @@ use super::states::States;
 /// Bytes of the sum at the end of a file.
 const SUM_BYTES: usize = 8;
 
-/// An open `.DIR.partial`, which no other run can open.
+/// A folder that no other run can take.
+#[derive(Debug)]
+pub(super) struct Lock {
+    pub(super) folder: PathBuf,
+    _file: File,
+}
+
+/// An open `.DIR.partial`.
 #[derive(Debug)]
 pub(super) struct Workspace {
     pub(super) folder: PathBuf,
-    _lock: File,
+    lock: Lock,
 }
 
-impl Workspace {
-    /// Where the work for a target is kept.
-    pub(super) fn path(target: &Path) -> PathBuf {
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        target.with_file_name(format!(".{name}.partial"))
-    }
+/// The hidden folder `.NAME.KIND` beside a target `NAME`.
+pub(super) fn beside(target: &Path, kind: &str) -> PathBuf {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    target.with_file_name(format!(".{name}.{kind}"))
+}
 
-    /// Opens it, or begins one with these settings.
-    pub(super) fn open(target: &Path, settings: &Value) -> Result<Workspace, PipelineError> {
-        let folder = Workspace::path(target);
-        fs::create_dir_all(&folder).map_err(PipelineError::io("create", &folder))?;
-        let lock_path = folder.join("lock");
-        let lock = File::create(&lock_path).map_err(PipelineError::io("create", &lock_path))?;
-        match lock.try_lock() {
+impl Lock {
+    /// Takes a folder, which is made if it is not there.
+    pub(super) fn take(folder: &Path) -> Result<Lock, PipelineError> {
+        fs::create_dir_all(folder).map_err(PipelineError::io("create", folder))?;
+        let path = folder.join("lock");
+        let file = File::create(&path).map_err(PipelineError::io("create", &path))?;
+        match file.try_lock() {
             Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => return Err(PipelineError::InUse(folder)),
+            Err(fs::TryLockError::WouldBlock) => return Err(PipelineError::InUse(folder.to_owned())),
             // A file system without locks.
             Err(fs::TryLockError::Error(_)) => {}
         }
+        Ok(Lock { folder: folder.to_owned(), _file: file })
+    }
+
+    /// Removes the folder and all that is in it.
+    pub(super) fn remove(self) -> Result<(), PipelineError> {
+        fs::remove_dir_all(&self.folder).map_err(PipelineError::io("remove", &self.folder))
+    }
+}
+
+impl Workspace {
+    /// Opens it, or begins one with these settings.
+    pub(super) fn open(target: &Path, settings: &Value) -> Result<Workspace, PipelineError> {
+        let lock = Lock::take(&beside(target, "partial"))?;
+        let folder = lock.folder.clone();
         let file = folder.join("settings.json");
         match fs::read_to_string(&file) {
             Ok(text) => {
@@ -56,7 +76,7 @@ impl Workspace {
             }
             Err(_) => AtomicFile::replace(&file, format!("{settings:#}\n").as_bytes())?,
         }
-        Ok(Workspace { folder, _lock: lock })
+        Ok(Workspace { folder, lock })
     }
 
     /// What a file holds; `None` if it is not there or damaged.
@@ -113,7 +133,7 @@ impl Workspace {
 
     /// Removes everything.
     pub(super) fn remove(self) -> Result<(), PipelineError> {
-        fs::remove_dir_all(&self.folder).map_err(PipelineError::io("remove", &self.folder))
+        self.lock.remove()
     }
 }
 

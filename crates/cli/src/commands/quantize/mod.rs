@@ -6,6 +6,7 @@ mod trellis;
 
 use anyhow::Result;
 use quantize::pipeline::Budget;
+pub(super) use trellis::Watch;
 
 use crate::args::QuantizeArgs;
 use crate::failure::Usage;

@@ -32,7 +32,7 @@ pub(super) fn run(args: &QuantizeArgs, budget: Budget) -> Result<()> {
     let device = device(args.trellis.device)?;
     let options = options(args, budget);
     let watch = Watch::default();
-    let tiles = if args.trellis.estimate { None } else { device.tiles()? };
+    let tiles = device.tiles()?;
     let task = Task {
         source: &source,
         backend: &*device,
@@ -117,19 +117,20 @@ fn sequences(args: &QuantizeArgs, tokenizer: &Tokenizer, context: usize) -> Resu
 
 /// Shows how far it is.
 #[derive(Default)]
-pub(super) struct Watch(Mutex<Option<(Stage, Progress)>>);
+pub(in crate::commands) struct Watch(Mutex<Option<(Stage, Progress)>>);
 
 impl Observer for Watch {
     fn progress(&self, stage: Stage, done: u64, total: u64) {
-        let label = match stage {
-            Stage::Sensitivity => "measuring what errors cost",
-            Stage::Calibration => "calibrating",
-            Stage::Quantization => "quantizing",
+        let (label, unit) = match stage {
+            Stage::Sensitivity => ("measuring what errors cost", Unit::Weights),
+            Stage::Calibration => ("calibrating", Unit::Weights),
+            Stage::Quantization => ("quantizing", Unit::Weights),
+            Stage::Conversion => ("converting", Unit::Bytes),
         };
         let Ok(mut shown) = self.0.lock() else { return };
         if shown.as_ref().is_none_or(|(before, _)| *before != stage) {
             // What an earlier run did took no time now.
-            *shown = Some((stage, Progress::from(label, Unit::Weights, total, done)));
+            *shown = Some((stage, Progress::from(label, unit, total, done)));
         }
         if let Some((_, progress)) = &mut *shown {
             progress.set(done);
