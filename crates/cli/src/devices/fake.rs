@@ -24,6 +24,8 @@ pub(crate) fn gpu(index: usize) -> DeviceInfo {
         integer_dot: true,
         matrix_f16: None,
         matrix_i8: None,
+        matrix_16x8: false,
+        matrix_layout: false,
         pipeline_statistics: false,
         memory_budget: true,
         shared_bytes: 32 << 10,

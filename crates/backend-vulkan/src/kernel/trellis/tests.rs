@@ -124,9 +124,7 @@ fn check_linear(lab: &mut Lab, format: TrellisFormat, sizes: &[usize], columns: 
             .zip(&outputs)
             .map(|(made, slice)| (made.weight, View { address: slice.address, width: made.weight.rows }))
             .collect();
-        let features = lab.features().clone();
-        let dispatches =
-            linear(&features, &parts, view, tokens, (arithmetic(&features, precision), matrices), &scratch);
+        let dispatches = linear(features, &parts, view, tokens, (arithmetic(features, precision), matrices), &scratch);
         lab.run(&dispatches).unwrap();
         for (made, slice) in made.iter().zip(outputs) {
             let bytes = lab.download(slice, 4 * tokens * pitch(made.weight.rows)).unwrap();
