@@ -1,5 +1,7 @@
 //! The command line as clap reads it. What it means is decided where it is used.
 
+mod evaluate;
+
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -8,6 +10,8 @@ use engine::EngineOptions;
 use quantize::pipeline::{Allocation, Layout};
 use tensor::format::trellis::Rate;
 use tensor::{DType, Precision};
+
+pub(crate) use evaluate::{EvaluateArgs, ProtocolArg};
 
 use crate::failure::Usage;
 use crate::random_model::RandomFormat;
@@ -441,70 +445,6 @@ impl From<AllocationArg> for Allocation {
             AllocationArg::Measured => Allocation::Measured,
         }
     }
-}
-
-/// Measure how good a model is: perplexity of texts, also beside the original, exact answers to instructions
-#[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-Texts are cut into windows of 512 tokens, an incomplete last one is dropped. `--protocol pieces`: <bos> before each \
-511 tokens, and all 511 predictions count. `--protocol llama.cpp`, as its perplexity tool does: <bos> takes the place \
-of each window's first token, and the predictions after tokens 256 to 510 count.
-
-Against the original: KL divergence (in nats, of the model's distribution from the original's), how often both find \
-the same token most probable, and how much the probabilities of the text's own and of the original's most probable \
-token change. Saved logits have the most probable tokens exactly, and the others as one sum and a sample: what they \
-leave open is told.
-
-Instructions: one JSON object per line with `id`, `family`, `prompt` and `expected`; the prompt is one user turn, the \
-answer is greedy with at most 48 tokens, and must be equal to what is expected but for white space around it.")]
-pub(crate) struct EvaluateArgs {
-    #[arg(help = MODEL_HELP)]
-    pub(crate) model: Option<String>,
-    /// Texts to measure the perplexity of
-    #[arg(long, value_name = "FILE", num_args = 1..)]
-    pub(crate) text: Vec<PathBuf>,
-    /// The original, which predictions are compared with: a model, or its saved logits
-    #[arg(long, value_name = "MODEL|FILE", requires = "text")]
-    pub(crate) against: Option<String>,
-    /// Where the original runs, as --device [default: the same device]
-    #[arg(long, value_name = "DEVICE", requires = "against", value_parser = device)]
-    pub(crate) against_device: Option<DeviceArg>,
-    /// Save the model's logits, for --against; where a run was interrupted, the next one goes on
-    #[arg(long, value_name = "FILE", requires = "text", conflicts_with_all = ["against", "instructions"])]
-    pub(crate) save_logits: Option<PathBuf>,
-    /// Save all logits, and not just what fits into 2 kB per prediction
-    #[arg(long, requires = "save_logits")]
-    pub(crate) full: bool,
-    /// Overwrite an existing file
-    #[arg(long, requires = "save_logits")]
-    pub(crate) force: bool,
-    /// Which predictions count [default: pieces, or llama.cpp with --against and --save-logits]
-    #[arg(long, value_enum, requires = "text")]
-    pub(crate) protocol: Option<ProtocolArg>,
-    /// Instructions to count exact answers to
-    #[arg(long, value_name = "FILE")]
-    pub(crate) instructions: Option<PathBuf>,
-    /// Write each answer as a line of JSON
-    #[arg(long, value_name = "FILE", requires = "instructions")]
-    pub(crate) answers: Option<PathBuf>,
-    /// Only the first N windows of each text and the first N instructions
-    #[arg(long, value_name = "N")]
-    pub(crate) limit: Option<usize>,
-    #[command(flatten)]
-    pub(crate) load: LoadArgs,
-    /// Print one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// How a text is cut, and which predictions count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ProtocolArg {
-    /// `<bos>` before each 511 tokens, all predictions
-    Pieces,
-    /// Windows of 512, the second half of each
-    #[value(name = "llama.cpp")]
-    LlamaCpp,
 }
 
 fn format_among(name: &str, formats: &[DType]) -> Result<DType, Usage> {

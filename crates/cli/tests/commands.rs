@@ -231,7 +231,7 @@ fn evaluate_counts_and_measures() {
     let text = folder.file("text.txt", "The ship went down the river to the sea. ".repeat(80).as_bytes());
     let output = run(&["evaluate", "--text", &text, "--instructions", &instructions, "--json"]);
     let report: serde_json::Value = serde_json::from_str(&success(&output)).unwrap();
-    assert_eq!(report["instructions"]["exact"], 1);
+    assert_eq!(report["instructions"]["passed"], 1);
     assert_eq!(report["instructions"]["families"]["none"], serde_json::json!([0, 1]));
     let perplexity = report["text"]["text.txt"]["perplexity"].as_f64().unwrap();
     // A text that repeats itself is easy.
@@ -240,7 +240,8 @@ fn evaluate_counts_and_measures() {
     failure(&["evaluate", "--text", &short], 1, &["short.txt", "at least 511"]);
     failure(&["evaluate"], 2, &["nothing to measure"]);
     let broken = folder.file("broken.jsonl", b"{\"id\": 1}\n");
-    failure(&["evaluate", "--instructions", &broken], 1, &["line 1"]);
+    let parts = ["broken.jsonl`", "line 1: expected the field `prompt`, found `id`"];
+    failure(&["evaluate", "--instructions", &broken], 1, &parts);
 }
 
 #[test]

@@ -72,14 +72,19 @@ pub enum EvaluateError {
     /// A file of saved logits can't be read or written.
     #[error("the saved logits: {0}")]
     Io(#[from] std::io::Error),
-    /// A line of a file of instructions is not what it should be.
-    #[error("line {line}: expected an object with `id`, `family`, `prompt` and `expected`")]
-    Instruction {
+    /// A line of a file is not what it should be.
+    #[error("line {line}: {problem}")]
+    Line {
         /// The line's number, from 1.
         line: usize,
-        /// What the JSON reader says.
-        #[source]
-        source: serde_json::Error,
+        /// What was expected and what was found.
+        problem: String,
+    },
+    /// An answer is missing.
+    #[error("there is no answer to the instruction `{id}`, expected a line for each instruction")]
+    NoAnswer {
+        /// The instruction's name.
+        id: String,
     },
     /// There is nothing to measure.
     #[error("there are no instructions in the file, expected one JSON object per line")]

@@ -8,8 +8,8 @@ use anyhow::{Context, Error, Result, ensure};
 use backend_cpu::physical_cores;
 use engine::{Engine, EngineOptions};
 use evaluate::{
-    Comparison, Divergence, EvaluateError, Keep, NotFinite, Perplexity, Protocol, SavedHeader, Side, Windows, compare,
-    compare_with_saved, perplexity, save_logits,
+    Comparison, Divergence, EvaluateError, Keep, NotFinite, Perplexity, Protocol, SavedHeader, Side, WINDOW_TOKENS,
+    Windows, compare, compare_with_saved, perplexity, save_logits,
 };
 use serde_json::{Map, Value, json};
 use text::Special;
@@ -59,7 +59,7 @@ pub(super) fn measure(args: &EvaluateArgs, texts: &[Text], report: &mut Map<Stri
         Some(path) if saved::is_saved(Path::new(path)) => Some(Original::Saved(Reader::open(Path::new(path))?)),
         Some(_) | None => None,
     };
-    let mut session = load(args.model.as_deref(), args.load.device, options.clone())?;
+    let mut session = load(args.model.as_deref(), args.load.device, options.clone(), WINDOW_TOKENS)?;
     report.insert("model".into(), json!(session.name));
     report.insert("protocol".into(), json!(protocol(args).name()));
     if let Some(path) = &args.save_logits {
@@ -69,7 +69,8 @@ pub(super) fn measure(args: &EvaluateArgs, texts: &[Text], report: &mut Map<Stri
     }
     if let (None, Some(argument)) = (&original, &args.against) {
         let device = args.against_device.unwrap_or(args.load.device);
-        let other = load(Some(argument), device, options).with_context(|| format!("the original, `{argument}`"))?;
+        let other = load(Some(argument), device, options, WINDOW_TOKENS)
+            .with_context(|| format!("the original, `{argument}`"))?;
         interrupt::watch_both(session.runner.engine.interrupt_handle(), other.runner.engine.interrupt_handle());
         original = Some(Original::Model(Box::new(other)));
     }
@@ -98,7 +99,8 @@ pub(super) fn explain(error: Error, args: &EvaluateArgs) -> Error {
         NotFinite::Original | NotFinite::Model => (args.model.as_deref(), args.load.device),
     };
     let options = EngineOptions { hidden: true, outputs_max: 64, ..args.load.engine_options() };
-    let found = load(argument, device, options).and_then(|mut session| origin::find(&mut session.runner, tokens));
+    let found = load(argument, device, options, WINDOW_TOKENS)
+        .and_then(|mut session| origin::find(&mut session.runner, tokens));
     match found {
         Ok(Some(place)) => error.context(place),
         // What went wrong first counts more.
@@ -320,8 +322,6 @@ fn save_text(
 
 #[cfg(test)]
 mod tests {
-    use evaluate::WINDOW_TOKENS;
-
     use super::*;
     use crate::args::DeviceArg;
     use crate::devices::fake::{Fault, Gpu, machine};
