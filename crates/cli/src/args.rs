@@ -11,7 +11,7 @@ use quantize::pipeline::{Allocation, Layout};
 use tensor::format::trellis::Rate;
 use tensor::{DType, Precision};
 
-pub(crate) use evaluate::{EvaluateArgs, ProtocolArg};
+pub(crate) use evaluate::{ChoicePromptArg, EvaluateArgs, ProtocolArg};
 
 use crate::failure::Usage;
 use crate::random_model::RandomFormat;

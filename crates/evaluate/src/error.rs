@@ -89,6 +89,28 @@ pub enum EvaluateError {
     /// There is nothing to measure.
     #[error("there are no instructions in the file, expected one JSON object per line")]
     NoInstructions,
+    /// The same, of a file of questions.
+    #[error("there are no questions in the file, expected lines of CSV or JSON")]
+    NoQuestions,
+    /// Logits that are not numbers, about a choice.
+    #[error("the logits about question {question} are not numbers")]
+    ChoiceLogits {
+        /// The question, from 1.
+        question: usize,
+    },
+    /// Less quality is left than was required.
+    #[error("{found:.1} % of the quality is retained ({score}), {required} % is required")]
+    Verdict {
+        /// What is left, in per cent.
+        found: f64,
+        /// What was required, in per cent.
+        required: f64,
+        /// The score of which least is left.
+        score: String,
+    },
+    /// Nothing has been compared with the original.
+    #[error("no score of the model can be compared with the original's, so nothing is known about the quality")]
+    NoVerdict,
     /// The work was cancelled from outside.
     #[error("interrupted")]
     Interrupted,

@@ -7,6 +7,7 @@ use engine::{Engine, EngineError};
 
 mod bleu;
 mod check;
+mod choice;
 mod coherence;
 mod compare;
 mod divergence;
@@ -16,10 +17,12 @@ mod lines;
 mod perplexity;
 mod saved;
 mod statistics;
+mod verdict;
 mod windows;
 
 pub use bleu::{Bleu, bleu};
 pub use check::{Check, Constraint, Relation, is_exact};
+pub use choice::{ChoicePrompt, ChoiceQuestion, ChoiceScore, parse_choices, score_choices};
 pub use coherence::Coherence;
 pub use compare::{Side, compare};
 pub use divergence::{Divergence, NotFinite, Softmax, Tail, divergence};
@@ -31,6 +34,7 @@ pub use instructions::{
 pub use perplexity::{Perplexity, negative_log_likelihood, perplexity};
 pub use saved::{Fnv, Hashes, Keep, MAGIC, SavedHeader, SavedText, compare_with_saved, save_logits};
 pub use statistics::{Comparison, Estimate, KlDistribution, TailSummary, quantile};
+pub use verdict::{Retained, Score, require, worst};
 pub use windows::{Protocol, WINDOW_TOKENS, Windows};
 
 /// Makes the engine work again after a pass has failed, or gives the error back: where it is not the device's, or where

@@ -1,10 +1,12 @@
 //! `evaluate`: how good a model is.
 
+mod choices;
 mod instructions;
 mod origin;
 mod report;
 mod saved;
 mod texts;
+mod verdict;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,6 +18,7 @@ use serde_json::{Map, Value, json};
 
 use self::instructions::Questions;
 use self::texts::Text;
+use self::verdict::Verdict;
 use crate::args::{DeviceArg, EvaluateArgs};
 use crate::devices::ThisMachine;
 use crate::failure::Usage;
@@ -36,16 +39,29 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     };
     let texts = args.text.iter().map(text).collect::<Result<Vec<_>>>()?;
     let questions = args.instructions.as_ref().map(|path| Questions::read(path, &args)).transpose()?;
+    let choices = choices::questions(&args)?;
     let start = Instant::now();
-    let mut report = Map::new();
+    let (mut report, mut verdict) = (Map::new(), Verdict::default());
     if !texts.is_empty() {
-        texts::measure(&args, &texts, &mut report).map_err(|error| texts::explain(error, &args))?;
+        texts::measure(&args, &texts, &mut report, &mut verdict).map_err(|error| texts::explain(error, &args))?;
     }
     if let Some(questions) = &questions {
-        instructions::measure(&args, questions, &mut report)?;
+        let answers = instructions::measure(&args, questions, &mut report)?;
+        verdict.instructions(questions, &answers);
+    }
+    if !choices.is_empty() {
+        verdict.choices(&choices::measure(&args, &choices, &mut report)?);
+    }
+    if !verdict.is_empty() || args.require.is_some() {
+        report.insert("verdict".into(), verdict.json(&args));
     }
     report.insert("seconds".into(), json!(start.elapsed().as_secs_f64()));
-    if args.json { Ok(output::json(&Value::Object(report))?) } else { Ok(()) }
+    if args.json {
+        output::json(&Value::Object(report))?;
+    } else {
+        verdict.tell()?;
+    }
+    verdict.check(&args)
 }
 
 /// Loads a model with room for `positions`, less if the model has less.
@@ -64,11 +80,15 @@ fn original(args: &EvaluateArgs) -> Option<&str> {
 
 /// What makes no sense together.
 fn check(args: &EvaluateArgs) -> Result<()> {
-    if args.text.is_empty() && args.instructions.is_none() {
-        return Err(Usage("nothing to measure\n\nhint: give --text FILE…, --instructions FILE or both".into()).into());
+    if args.text.is_empty() && args.instructions.is_none() && args.choices.is_empty() {
+        let text = "nothing to measure\n\nhint: give --text FILE…, --instructions FILE or --choices FILE…";
+        return Err(Usage(text.into()).into());
+    }
+    if args.require.is_some() && args.against.is_none() && args.against_answers.is_none() {
+        return Err(Usage("--require: expected --against ORIGINAL, of whose quality so much is retained".into()).into());
     }
     let saved = args.against.as_deref().filter(|original| saved::is_saved(Path::new(original)));
-    if let (Some(saved), true) = (saved, args.text.is_empty()) {
+    if let (Some(saved), true) = (saved, args.text.is_empty() && args.against_answers.is_none()) {
         bail!("`{saved}` has logits of texts, expected --text FILE… or a model to compare with");
     }
     Ok(())

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use text::Special;
 
 use super::saved::{Reader, SavedFile};
+use super::verdict::Verdict;
 use super::{load, origin, report, saved};
 use crate::args::{EvaluateArgs, ProtocolArg};
 use crate::model_source::Model;
@@ -48,7 +49,12 @@ impl Original {
 ///
 /// # Errors
 /// Models that can't be loaded or don't belong together, texts that are too short.
-pub(super) fn measure(args: &EvaluateArgs, texts: &[Text], report: &mut Map<String, Value>) -> Result<()> {
+pub(super) fn measure(
+    args: &EvaluateArgs,
+    texts: &[Text],
+    report: &mut Map<String, Value>,
+    verdict: &mut Verdict,
+) -> Result<()> {
     if let Some(path) = &args.save_logits {
         saved::check_free(path, args.force)?;
     }
@@ -80,7 +86,7 @@ pub(super) fn measure(args: &EvaluateArgs, texts: &[Text], report: &mut Map<Stri
     let mut results = Map::new();
     for text in texts {
         let measured = match &mut original {
-            Some(original) => measure_against(args, &mut session, original, text),
+            Some(original) => measure_against(args, &mut session, original, text, verdict),
             None => measure_alone(args, &mut session, text),
         };
         results.insert(text.name.clone(), measured.with_context(|| format!("`{}`", text.name))?);
@@ -210,7 +216,13 @@ fn measure_alone(args: &EvaluateArgs, session: &mut Session, text: &Text) -> Res
     }))
 }
 
-fn measure_against(args: &EvaluateArgs, session: &mut Session, original: &mut Original, text: &Text) -> Result<Value> {
+fn measure_against(
+    args: &EvaluateArgs,
+    session: &mut Session,
+    original: &mut Original,
+    text: &Text,
+    verdict: &mut Verdict,
+) -> Result<Value> {
     let start = Instant::now();
     let tokens = session.tokenizer.encode(&text.text, Special::Text);
     let windows = windows(args, session, &tokens)?;
@@ -235,6 +247,7 @@ fn measure_against(args: &EvaluateArgs, session: &mut Session, original: &mut Or
     };
     drop(progress);
     let comparison = Comparison::of(&found?);
+    verdict.text(&text.name, &comparison);
     let rate = rate(&windows, start.elapsed());
     if !args.json {
         let title = format!(
