@@ -1,6 +1,7 @@
 //! The command line as clap reads it. What it means is decided where it is used.
 
 mod evaluate;
+mod report;
 
 use std::path::PathBuf;
 
@@ -12,6 +13,7 @@ use tensor::format::trellis::Rate;
 use tensor::{DType, Precision};
 
 pub(crate) use evaluate::{ChoicePromptArg, EvaluateArgs, ProtocolArg};
+pub(crate) use report::{OutputArgs, ReportArgs};
 
 use crate::failure::Usage;
 use crate::random_model::RandomFormat;
@@ -42,6 +44,7 @@ pub(crate) enum Command {
     Logits(LogitsArgs),
     Quantize(QuantizeArgs),
     Evaluate(EvaluateArgs),
+    Report(ReportArgs),
     /// Print completions for a shell
     Completions {
         /// Which shell

@@ -17,7 +17,7 @@ pub enum Check {
     Contains(Vec<String>),
     /// The expression matches somewhere.
     Regex(Regex),
-    /// It is JSON, in a fence of Markdown or not, and equal to this: the order of keys does not count, and `1` is `1.0`.
+    /// It is JSON, in a fence of Markdown or not, and equal to this: the order of keys does not count, `1` is `1.0`.
     Json(Value),
     /// The last number in it is this one. Commas between groups of three digits are passed over.
     Number {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
 
-use super::{DeviceArg, LoadArgs, MODEL_HELP, device};
+use super::{DeviceArg, LoadArgs, MODEL_HELP, OutputArgs, device};
 use crate::failure::Usage;
 
 /// Measure how good a model is, alone or beside the original: perplexity of texts, answers to instructions, multiple
@@ -26,8 +26,8 @@ answer greedy. docs/evaluate.md has the format.
 
 Multiple choice: the choice that the model finds most probable is its answer; it sees no examples before.
 
-The verdict: what is retained of the original's quality is the worst of these ratios: the original's perplexity over the \
-model's, for each text; the model's share of right answers over the original's; BLEU of its answers against the \
+The verdict: what is retained of the original's quality is the worst of these ratios: the original's perplexity over \
+the model's, for each text; the model's share of right answers over the original's; BLEU of its answers against the \
 expected ones over the original's; its share of right choices above chance over the original's. KL divergence and BLEU \
 against the original's own answers don't count.")]
 pub(crate) struct EvaluateArgs {
@@ -43,7 +43,8 @@ pub(crate) struct EvaluateArgs {
     #[arg(long, value_name = "DEVICE", requires = "against", value_parser = device)]
     pub(crate) against_device: Option<DeviceArg>,
     /// Save the model's logits, for --against; where a run was interrupted, the next one goes on
-    #[arg(long, value_name = "FILE", requires = "text", conflicts_with_all = ["against", "instructions", "choices", "require"])]
+    #[arg(long, value_name = "FILE", requires = "text")]
+    #[arg(conflicts_with_all = ["against", "instructions", "choices", "require", "markdown", "html", "plots"])]
     pub(crate) save_logits: Option<PathBuf>,
     /// Save all logits, and not just what fits into 2 kB per prediction
     #[arg(long, requires = "save_logits")]
@@ -83,6 +84,8 @@ pub(crate) struct EvaluateArgs {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 /// How questions with choices are put.

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use backend_cpu::physical_cores;
 use engine::{Engine, EngineOptions, ModelSource};
 use model::{Config, TensorEntry};
+use serde_json::json;
 use tensor::{BackendError, DType, WeightFormat};
 
 use crate::args::{BenchArgs, DeviceArg};
@@ -134,7 +135,14 @@ fn run_on(machine: &dyn Machine, args: BenchArgs) -> Result<()> {
     if let Weights::Random(model) = &weights {
         notice_replaced(model, args.format, &stored);
     }
-    let mut report = Report::new(weights.name(&args), &config, &stored, args.precision.into());
+    let report = Report::new(weights.name(&args), &config, &stored, args.precision.into());
+    let mut report = report.with_settings(json!({
+        "chunk": args.chunk,
+        "cache_type": engine_cache(&args).name(),
+        "warmup": args.warmup,
+        "repeat": args.repeat,
+        "seed": args.seed,
+    }));
     for &threads in &threads {
         if !(1..=1024).contains(&threads) {
             return Err(Usage(format!("--threads: expected numbers from 1 to 1024, found {threads}")).into());

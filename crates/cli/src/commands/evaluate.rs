@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 use self::instructions::Questions;
 use self::texts::Text;
 use self::verdict::Verdict;
+use super::report::Input;
 use crate::args::{DeviceArg, EvaluateArgs};
 use crate::devices::ThisMachine;
 use crate::failure::Usage;
@@ -41,7 +42,7 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     let questions = args.instructions.as_ref().map(|path| Questions::read(path, &args)).transpose()?;
     let choices = choices::questions(&args)?;
     let start = Instant::now();
-    let (mut report, mut verdict) = (Map::new(), Verdict::default());
+    let (mut report, mut verdict) = (size(args.model.as_deref())?, Verdict::default());
     if !texts.is_empty() {
         texts::measure(&args, &texts, &mut report, &mut verdict).map_err(|error| texts::explain(error, &args))?;
     }
@@ -56,12 +57,24 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
         report.insert("verdict".into(), verdict.json(&args));
     }
     report.insert("seconds".into(), json!(start.elapsed().as_secs_f64()));
+    let report = Value::Object(report);
     if args.json {
-        output::json(&Value::Object(report))?;
+        output::json(&report)?;
     } else {
         verdict.tell()?;
     }
+    if !args.output.is_nothing() {
+        super::report::write(&[Input::new("", report)?], &args.output)?;
+    }
     verdict.check(&args)
+}
+
+/// The size of the model's files, and its parameters.
+fn size(argument: Option<&str>) -> Result<Map<String, Value>> {
+    let model = Model::open(argument)?;
+    let source = ModelSource::open(&model.checkpoint)?;
+    let (bytes, parameters) = (json!(model.checkpoint.file_bytes()), json!(source.config().parameters()));
+    Ok(Map::from_iter([("file_bytes".into(), bytes), ("parameters".into(), parameters)]))
 }
 
 /// Loads a model with room for `positions`, less if the model has less.

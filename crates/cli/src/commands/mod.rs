@@ -7,6 +7,7 @@ mod evaluate;
 mod inspect;
 mod logits;
 mod quantize;
+mod report;
 mod run;
 mod tokenize;
 
@@ -47,6 +48,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             interrupt::install();
             evaluate::run(args)
         }
+        Command::Report(args) => report::run(args),
         Command::Completions { shell } => completions::run(shell),
     }
 }

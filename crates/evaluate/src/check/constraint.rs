@@ -57,7 +57,7 @@ pub enum Constraint {
     Bullets(usize),
     /// `detectable_format:constrained_response`: says one of `My answer is yes.`, `… no.` and `… maybe.`.
     YesNoMaybe,
-    /// `detectable_format:number_highlighted_sections`: at least so many texts between `*`; one between `**` counts too.
+    /// `detectable_format:number_highlighted_sections`: at least so many texts between `*`, one or two each.
     Highlights(usize),
     /// `detectable_format:multiple_sections`: at least so many headings of this word and a number.
     Sections(Regex, usize),

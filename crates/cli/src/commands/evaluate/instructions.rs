@@ -47,8 +47,8 @@ impl Questions {
         let skipped = parsed.unsupported.len();
         if let Some(Unsupported { line, constraint }) = parsed.unsupported.first() {
             output::notice(&format!(
-                "`{}`: {skipped} lines are left out, since their constraints can't be checked; the first is line {line} \
-                 with `{constraint}`",
+                "`{}`: {skipped} lines are left out, since their constraints can't be checked; the first is line \
+                 {line} with `{constraint}`",
                 path.display()
             ));
         }
@@ -157,8 +157,8 @@ fn coherence_text(label: &str, answers: &[Answer]) -> String {
     let percent = |share: Option<f64>| share.map_or("-".into(), |share| format!("{:.1} %", 100.0 * share));
     let [one, two, three] = distinct.map(percent);
     format!(
-        "  {label}: {} of 4-grams repeated, distinct words {one}, pairs {two}, triples {three} of {words} words; {} did \
-         not stop\n",
+        "  {label}: {} of 4-grams repeated, distinct words {one}, pairs {two}, triples {three} of {words} words; \
+         {} did not stop\n",
         percent(repetition),
         percent(not_stopped)
     )

@@ -246,7 +246,8 @@ fn measure_against(
         }
     };
     drop(progress);
-    let comparison = Comparison::of(&found?);
+    let divergences = found?;
+    let comparison = Comparison::of(&divergences);
     verdict.text(&text.name, &comparison);
     let rate = rate(&windows, start.elapsed());
     if !args.json {
@@ -263,6 +264,7 @@ fn measure_against(
     let mut value = json!({ "tokens": tokens.len(), "windows": windows.len(), "tokens_per_second": rate });
     if let (Some(object), Value::Object(more)) = (value.as_object_mut(), report::json(&comparison)) {
         object.extend(more);
+        object.insert("kl_along".into(), report::along(&divergences));
     }
     Ok(value)
 }
