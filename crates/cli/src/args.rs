@@ -1,5 +1,6 @@
 //! The command line as clap reads it. What it means is decided where it is used.
 
+mod bench;
 mod evaluate;
 mod report;
 
@@ -12,11 +13,11 @@ use quantize::pipeline::{Allocation, Layout};
 use tensor::format::trellis::Rate;
 use tensor::{DType, Precision};
 
+pub(crate) use bench::{BenchArgs, BenchCommand, BenchCompareArgs};
 pub(crate) use evaluate::{ChoicePromptArg, EvaluateArgs, ProtocolArg};
 pub(crate) use report::{OutputArgs, ReportArgs};
 
 use crate::failure::Usage;
-use crate::random_model::RandomFormat;
 
 const MODEL_HELP: &str = "A folder with config.json and *.safetensors, a .gguf file, or owner/repo[:QUANT] from the \
                           local Hugging Face cache; without it the small model that is built in";
@@ -196,69 +197,6 @@ pub(crate) struct ChatArgs {
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
     pub(crate) load: LoadArgs,
-}
-
-/// Time prefill and decode
-#[derive(Debug, ClapArgs)]
-pub(crate) struct BenchArgs {
-    #[arg(help = MODEL_HELP, conflicts_with = "shape")]
-    pub(crate) model: Option<String>,
-    /// Random weights in the shape of a published size: 270m, 1b, 4b, 12b or 27b
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) shape: Option<String>,
-    /// Only the first N layers of the shape
-    #[arg(long, value_name = "N", requires = "shape", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) layers: Option<u32>,
-    /// Format of the random weights: one of GGUF files, or trellis:BITS
-    #[arg(long, value_name = "FORMAT", default_value = "q4_0", value_parser = weight_format)]
-    pub(crate) format: RandomFormat,
-    /// Write the random model to a GGUF file that llama.cpp loads, and time nothing
-    #[arg(long, value_name = "FILE", requires = "shape")]
-    pub(crate) write: Option<PathBuf>,
-    /// Overwrite an existing file
-    #[arg(long, requires = "write")]
-    pub(crate) force: bool,
-    /// Lengths of prompts, 0 for none
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "128")]
-    pub(crate) prompt_tokens: Vec<usize>,
-    /// Numbers of tokens to decode, 0 for none
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "64")]
-    pub(crate) decode_tokens: Vec<usize>,
-    /// Tokens that are in the cache before
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "0")]
-    pub(crate) depth: Vec<usize>,
-    /// Conversations that are decoded at once
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub(crate) sequences: u32,
-    /// Write what the device did, for chrome://tracing or Perfetto
-    #[arg(long, value_name = "FILE", conflicts_with = "write")]
-    pub(crate) trace: Option<PathBuf>,
-    /// Numbers of threads; by default one per physical core
-    #[arg(long, value_name = "N,…", value_delimiter = ',')]
-    pub(crate) threads: Vec<usize>,
-    /// Timed runs of each test
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub(crate) repeat: u32,
-    /// Runs of each test before those
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=100))]
-    pub(crate) warmup: u32,
-    /// Seed of weights, prompts and sampling
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub(crate) seed: u64,
-    /// Tokens of a prompt in one pass
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    pub(crate) chunk: usize,
-    /// Format of cached keys and values: f16, q8_0 or f32
-    #[arg(long, value_name = "TYPE", value_parser = cache_type)]
-    pub(crate) cache_type: Option<DType>,
-    /// How products are computed
-    #[arg(long, value_enum, default_value_t = PrecisionArg::Fast)]
-    pub(crate) precision: PrecisionArg,
-    #[arg(long, default_value = "auto", value_parser = device, help = DEVICE_HELP)]
-    pub(crate) device: DeviceArg,
-    /// Print one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 /// Show what is in a checkpoint; `inspect devices` shows what models can run on here
@@ -473,11 +411,6 @@ fn output_format(name: &str) -> Result<DType, Usage> {
 
 fn embedding_format(name: &str) -> Result<DType, Usage> {
     format_among(name, &[DType::Q8_0, DType::Q5_1, DType::Q5_0, DType::Q4_0, DType::F16, DType::BF16])
-}
-
-fn weight_format(name: &str) -> Result<RandomFormat, Usage> {
-    let expected = || Usage(format!("expected {}, or trellis:2.5 and the like", listed(&DType::ALL)));
-    RandomFormat::from_name(name).ok_or_else(expected)
 }
 
 fn threads(text: &str) -> Result<usize, Usage> {

@@ -245,6 +245,27 @@ fn evaluate_counts_and_measures() {
 }
 
 #[test]
+fn bench_compares_what_can_be_compared() {
+    let folder = Folder::new("compare");
+    let bench = |name: &str, more: &[&str]| {
+        let arguments = ["bench", "--device", "cpu", "--threads", "1", "--prompt-tokens", "0", "--decode-tokens", "4"];
+        let report = success(&run(&[&arguments[..], &["--repeat", "2", "--json"], more].concat()));
+        folder.file(name, report.as_bytes())
+    };
+    let (before, after) = (bench("before.json", &[]), bench("after.json", &[]));
+    let text = success(&run(&["bench", "compare", &before, &after]));
+    assert!(text.starts_with("decode      4 at     0 · 1 threads · ") && text.contains("tokens/s, "), "{text}");
+    let report: serde_json::Value =
+        serde_json::from_str(&success(&run(&["bench", "compare", &before, &before, "--json"]))).unwrap();
+    assert_eq!((&report["cases"][0]["ratio"], &report["cases"][0]["within_spread"]), (&1.0.into(), &true.into()));
+    let other = bench("other.json", &["--cache-type", "f32"]);
+    let parts = ["have different settings: cache_type is \"f16\" and \"f32\"", "hint: measure again"];
+    failure(&["bench", "compare", &before, &other], 1, &parts);
+    failure(&["bench", "compare", &before, &folder.file("x.json", b"{}")], 1, &["x.json", "expected what"]);
+    failure(&["bench", "compare", &before], 2, &["AFTER"]);
+}
+
+#[test]
 fn bench_times_random_models() {
     let arguments =
         ["bench", "--prompt-tokens", "8", "--decode-tokens", "4", "--depth", "0,16", "--repeat", "2", "--threads", "1"];

@@ -2,6 +2,7 @@
 //!
 //! What is timed is what `run` does: requests to the engine, head and sampling included, each sampled token fed back.
 
+mod compare;
 mod latency;
 mod measure;
 mod report;
@@ -17,7 +18,7 @@ use model::{Config, TensorEntry};
 use serde_json::json;
 use tensor::{BackendError, DType, WeightFormat};
 
-use crate::args::{BenchArgs, DeviceArg};
+use crate::args::{BenchArgs, BenchCommand, DeviceArg};
 use crate::devices::{self, Device, Machine, ThisMachine};
 use crate::failure::Usage;
 use crate::model_source::Model;
@@ -110,12 +111,15 @@ struct Load {
     place: Place,
 }
 
-/// Times a model, or writes a random one.
+/// Times a model, writes a random one, or compares two measurements.
 ///
 /// # Errors
 /// A model that can't be loaded, lengths that don't fit, a file that can't be written, Ctrl-C; a GPU that fails, since
 /// what another device does would be no measurement of it.
 pub(crate) fn run(args: BenchArgs) -> Result<()> {
+    if let Some(BenchCommand::Compare(args)) = &args.command {
+        return compare::run(args);
+    }
     run_on(&ThisMachine, args)
 }
 

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use checkpoint::AtomicFile;
 use serde_json::Value;
 
-pub(crate) use input::Input;
+pub(crate) use input::{Bench, Input, Speed};
 
 use crate::args::{OutputArgs, ReportArgs};
 use crate::output;

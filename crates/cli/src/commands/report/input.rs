@@ -11,7 +11,7 @@ pub(crate) enum Input {
     /// Of `evaluate`.
     Evaluation(Box<Evaluation>),
     /// Of `bench`.
-    Bench(Bench),
+    Bench(Box<Bench>),
 }
 
 /// What `evaluate` has found about a model.
@@ -120,7 +120,10 @@ pub(crate) struct Bench {
     #[serde(default)]
     pub(crate) device: Option<String>,
     #[serde(default)]
-    pub(crate) settings: Settings,
+    pub(crate) precision: Option<String>,
+    /// How it was measured; null where that was not told.
+    #[serde(default)]
+    pub(crate) settings: Value,
     pub(crate) parameters: u64,
     #[serde(default)]
     pub(crate) head_parameters: u64,
@@ -128,13 +131,6 @@ pub(crate) struct Bench {
     #[serde(default)]
     pub(crate) loads: Vec<Load>,
     pub(crate) results: Vec<Speed>,
-}
-
-/// How it was measured.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct Settings {
-    pub(crate) chunk: Option<u64>,
 }
 
 /// A device with a number of threads.
@@ -207,7 +203,7 @@ pub(crate) fn evaluations(inputs: &[Input]) -> impl Iterator<Item = &Evaluation>
 /// The timings.
 pub(crate) fn benches(inputs: &[Input]) -> impl Iterator<Item = &Bench> + Clone {
     inputs.iter().filter_map(|input| match input {
-        Input::Bench(found) => Some(found),
+        Input::Bench(found) => Some(&**found),
         Input::Evaluation(_) => None,
     })
 }

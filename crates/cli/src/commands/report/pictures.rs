@@ -272,7 +272,7 @@ fn reached(bench: &Bench, one: &Speed) -> Point {
     let (per_pass, heads) = match one.test.as_str() {
         "decode" => (one.sequences, one.sequences as f64),
         _ => {
-            let chunk = one.tokens.min(bench.settings.chunk.unwrap_or(512)).max(1);
+            let chunk = one.tokens.min(bench.settings["chunk"].as_u64().unwrap_or(512)).max(1);
             (chunk, chunk as f64 / one.tokens.max(1) as f64)
         }
     };
