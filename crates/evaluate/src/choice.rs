@@ -6,7 +6,7 @@ mod score;
 use text::{Message, Special, encode_chat};
 
 pub use parse::parse_choices;
-pub use score::score_choices;
+pub use score::{choice_positions, score_choices};
 
 use crate::{EvaluateError, Prompting};
 

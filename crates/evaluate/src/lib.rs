@@ -22,7 +22,7 @@ mod windows;
 
 pub use bleu::{Bleu, bleu};
 pub use check::{Check, Constraint, Relation, is_exact};
-pub use choice::{ChoicePrompt, ChoiceQuestion, ChoiceScore, parse_choices, score_choices};
+pub use choice::{ChoicePrompt, ChoiceQuestion, ChoiceScore, choice_positions, parse_choices, score_choices};
 pub use coherence::Coherence;
 pub use compare::{Side, compare};
 pub use divergence::{Divergence, NotFinite, Softmax, Tail, divergence};

@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use engine::{EngineOptions, ModelSource};
+use evaluate::WINDOW_TOKENS;
 use serde_json::{Map, Value, json};
 
 use self::instructions::Questions;
@@ -84,6 +85,11 @@ fn load(argument: Option<&str>, device: DeviceArg, mut options: EngineOptions, p
     options.context = options.context.or(Some(positions.min(source.config().context)));
     options.outputs_max = options.outputs_max.min(outputs_max(source.config().vocabulary));
     Session::of_model(model, &ThisMachine, device, &options)
+}
+
+/// How many instructions or questions of so many positions are worked on at once: caches of large models are large.
+fn sequences(positions: usize) -> usize {
+    (16 * WINDOW_TOKENS / positions.max(1)).clamp(1, 16)
 }
 
 /// The original that can be asked; saved logits can't.

@@ -75,12 +75,20 @@ pub fn score_choices(
     Ok(ChoiceScore::of(questions, &scores))
 }
 
+/// Positions that the longest question needs.
+///
+/// # Errors
+/// A chat template that refuses a question.
+pub fn choice_positions(prompting: Prompting<'_>, questions: &[ChoiceQuestion]) -> Result<usize, EvaluateError> {
+    Ok(runs(&prompting, questions)?.iter().map(|run| run.tokens.len()).max().unwrap_or(0))
+}
+
 fn runs(prompting: &Prompting<'_>, questions: &[ChoiceQuestion]) -> Result<Vec<Run>, EvaluateError> {
     let mut runs: Vec<Run> = Vec::new();
     for (index, question) in questions.iter().enumerate() {
         for (choice, (mut tokens, start)) in sequences(prompting, question)?.into_iter().enumerate() {
             // An empty choice adds no token: the context's last one stands for it, as for all choices of the question.
-            let Some(last) = tokens.pop() else { continue };
+            let Some(last) = tokens.pop().filter(|_| !tokens.is_empty()) else { continue };
             let first = start.min(tokens.len()).saturating_sub(1);
             let same = |run: &&mut Run| run.question == index && run.first == first && run.tokens == tokens;
             match runs.last_mut().filter(|run| same(run)) {

@@ -3,20 +3,18 @@
 use anyhow::{Context, Result};
 use backend_cpu::physical_cores;
 use engine::{Engine, EngineOptions};
-use evaluate::{ChoicePrompt, ChoiceQuestion, ChoiceScore, Prompting, Side, parse_choices, score_choices};
+use evaluate::{
+    ChoicePrompt, ChoiceQuestion, ChoiceScore, Prompting, Side, choice_positions, parse_choices, score_choices,
+};
 use serde_json::{Map, Value, json};
 
 use super::{load, read};
 use crate::args::{ChoicePromptArg, DeviceArg, EvaluateArgs};
+use crate::model_source::Model;
 use crate::output;
 use crate::progress::{Progress, Unit};
 use crate::runner::{RESTARTS, Runner};
-use crate::session::Session;
-
-/// Questions with one of their choices that are in one pass.
-const SEQUENCES: usize = 16;
-/// Room for a question.
-const QUESTION_TOKENS: usize = 2048;
+use crate::session::{self, Session};
 
 /// Scores of the model and of the original.
 pub(super) struct Scores {
@@ -55,8 +53,10 @@ pub(super) fn measure(
     report: &mut Map<String, Value>,
 ) -> Result<Scores> {
     let ask = |argument: Option<&str>, device: DeviceArg| -> Result<(String, ChoiceScore)> {
-        let options = EngineOptions { sequences: SEQUENCES, outputs_max: 512, ..args.load.engine_options() };
-        let mut session = load(argument, device, options, QUESTION_TOKENS)?;
+        let positions = positions(argument, questions)?;
+        let sequences = super::sequences(positions);
+        let options = EngineOptions { sequences, outputs_max: 512, ..args.load.engine_options() };
+        let mut session = load(argument, device, options, positions)?;
         let threads = args.load.threads.unwrap_or_else(physical_cores);
         Ok((session.name.clone(), choose(&mut session, questions, threads)?))
     };
@@ -78,6 +78,14 @@ pub(super) fn measure(
     }
     report.insert("choices".into(), value);
     Ok(Scores { model, original })
+}
+
+/// What the longest question needs, known before the model is loaded.
+fn positions(argument: Option<&str>, questions: &[ChoiceQuestion]) -> Result<usize> {
+    let checkpoint = Model::open(argument)?.checkpoint;
+    let (tokenizer, template) = (session::tokenizer(&checkpoint)?, session::template(&checkpoint)?);
+    let prompting = Prompting { tokenizer: &tokenizer, template: &template, stop_tokens: &[] };
+    Ok(choice_positions(prompting, questions)?)
 }
 
 /// [`score_choices`] on whatever device is left.
@@ -117,7 +125,6 @@ fn json_of(score: &ChoiceScore) -> Value {
 mod tests {
     use super::*;
     use crate::devices::fake::{Fault, Gpu, machine};
-    use crate::model_source::Model;
 
     #[test]
     fn questions_are_answered_though_the_device_is_lost() {

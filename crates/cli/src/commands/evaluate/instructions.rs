@@ -18,8 +18,6 @@ use crate::progress::{Progress, Unit};
 use crate::runner::{RESTARTS, Runner};
 use crate::session::Session;
 
-/// Instructions that are worked on at once.
-const SEQUENCES: usize = 16;
 /// Room for a prompt.
 const PROMPT_TOKENS: usize = evaluate::WINDOW_TOKENS - ANSWER_TOKENS;
 
@@ -75,8 +73,9 @@ impl Questions {
 /// Models that can't be loaded, prompts that don't fit, files that can't be written.
 pub(super) fn measure(args: &EvaluateArgs, questions: &Questions, report: &mut Map<String, Value>) -> Result<Answers> {
     let ask = |argument: Option<&str>, device: DeviceArg| -> Result<(String, Vec<Answer>)> {
-        let options = EngineOptions { sequences: SEQUENCES, ..args.load.engine_options() };
-        let mut session = load(argument, device, options, questions.positions())?;
+        let positions = questions.positions();
+        let options = EngineOptions { sequences: super::sequences(positions), ..args.load.engine_options() };
+        let mut session = load(argument, device, options, positions)?;
         Ok((session.name.clone(), answers(&mut session, &questions.all)?))
     };
     let (name, model) = ask(args.model.as_deref(), args.load.device)?;
