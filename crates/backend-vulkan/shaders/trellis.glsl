@@ -112,8 +112,24 @@ bool is_first_of_pair(uint i) {
     return first && i + PAIR < LANE_WEIGHTS;
 }
 
+// `state` where taking a field of bits is one instruction.
+uint state_of_fields(uint i) {
+    const uint end = 32 + (i + 1) * HALF_BITS / 2;
+    const uint word = (end - 1) / 32;
+    const uint below = 32 * (word + 1) - end; // bits of the word after the state
+    if (below <= 16) {
+        return bitfieldExtract(words[word], int(below), 16);
+    }
+    // It begins in the word before. One register of the neighbouring halves of both has all states that do.
+    const uint middle = (words[word - 1] << 16) | (words[word] >> 16);
+    return bitfieldExtract(middle, int(below - 16), 16);
+}
+
 // The state of weight `i`: the 16 bits of `words` that end with its own.
 uint state(uint i) {
+    if (AMD) {
+        return state_of_fields(i);
+    }
     const bool first = is_first_of_pair(i);
     const uint end = 32 + (i + (first ? PAIR : 0) + 1) * HALF_BITS / 2;
     const uint word = (end - 1) / 32;

@@ -1,5 +1,9 @@
 //! The command line as clap reads it. What it means is decided where it is used.
 
+mod bench;
+mod evaluate;
+mod report;
+
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -9,8 +13,11 @@ use quantize::pipeline::{Allocation, Layout};
 use tensor::format::trellis::Rate;
 use tensor::{DType, Precision};
 
+pub(crate) use bench::{BenchArgs, BenchCommand, BenchCompareArgs};
+pub(crate) use evaluate::{ChoicePromptArg, EvaluateArgs, ProtocolArg};
+pub(crate) use report::{OutputArgs, ReportArgs};
+
 use crate::failure::Usage;
-use crate::random_model::RandomFormat;
 
 const MODEL_HELP: &str = "A folder with config.json and *.safetensors, a .gguf file, or owner/repo[:QUANT] from the \
                           local Hugging Face cache; without it the small model that is built in";
@@ -39,6 +46,7 @@ pub(crate) enum Command {
     Quantize(QuantizeArgs),
     Convert(ConvertArgs),
     Evaluate(EvaluateArgs),
+    Report(ReportArgs),
     /// Print completions for a shell
     Completions {
         /// Which shell
@@ -190,69 +198,6 @@ pub(crate) struct ChatArgs {
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
     pub(crate) load: LoadArgs,
-}
-
-/// Time prefill and decode
-#[derive(Debug, ClapArgs)]
-pub(crate) struct BenchArgs {
-    #[arg(help = MODEL_HELP, conflicts_with = "shape")]
-    pub(crate) model: Option<String>,
-    /// Random weights in the shape of a published size: 270m, 1b, 4b, 12b or 27b
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) shape: Option<String>,
-    /// Only the first N layers of the shape
-    #[arg(long, value_name = "N", requires = "shape", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) layers: Option<u32>,
-    /// Format of the random weights: one of GGUF files, or trellis:BITS
-    #[arg(long, value_name = "FORMAT", default_value = "q4_0", value_parser = weight_format)]
-    pub(crate) format: RandomFormat,
-    /// Write the random model to a GGUF file that llama.cpp loads, and time nothing
-    #[arg(long, value_name = "FILE", requires = "shape")]
-    pub(crate) write: Option<PathBuf>,
-    /// Overwrite an existing file
-    #[arg(long, requires = "write")]
-    pub(crate) force: bool,
-    /// Lengths of prompts, 0 for none
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "128")]
-    pub(crate) prompt_tokens: Vec<usize>,
-    /// Numbers of tokens to decode, 0 for none
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "64")]
-    pub(crate) decode_tokens: Vec<usize>,
-    /// Tokens that are in the cache before
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "0")]
-    pub(crate) depth: Vec<usize>,
-    /// Conversations that are decoded at once
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub(crate) sequences: u32,
-    /// Write what the device did, for chrome://tracing or Perfetto
-    #[arg(long, value_name = "FILE", conflicts_with = "write")]
-    pub(crate) trace: Option<PathBuf>,
-    /// Numbers of threads; by default one per physical core
-    #[arg(long, value_name = "N,…", value_delimiter = ',')]
-    pub(crate) threads: Vec<usize>,
-    /// Timed runs of each test
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub(crate) repeat: u32,
-    /// Runs of each test before those
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=100))]
-    pub(crate) warmup: u32,
-    /// Seed of weights, prompts and sampling
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub(crate) seed: u64,
-    /// Tokens of a prompt in one pass
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    pub(crate) chunk: usize,
-    /// Format of cached keys and values: f16, q8_0 or f32
-    #[arg(long, value_name = "TYPE", value_parser = cache_type)]
-    pub(crate) cache_type: Option<DType>,
-    /// How products are computed
-    #[arg(long, value_enum, default_value_t = PrecisionArg::Fast)]
-    pub(crate) precision: PrecisionArg,
-    #[arg(long, default_value = "auto", value_parser = device, help = DEVICE_HELP)]
-    pub(crate) device: DeviceArg,
-    /// Print one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 /// Show what is in a checkpoint; `inspect devices` shows what models can run on here
@@ -479,70 +424,6 @@ impl From<AllocationArg> for Allocation {
     }
 }
 
-/// Measure how good a model is: perplexity of texts, also beside the original, exact answers to instructions
-#[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-Texts are cut into windows of 512 tokens, an incomplete last one is dropped. `--protocol pieces`: <bos> before each \
-511 tokens, and all 511 predictions count. `--protocol llama.cpp`, as its perplexity tool does: <bos> takes the place \
-of each window's first token, and the predictions after tokens 256 to 510 count.
-
-Against the original: KL divergence (in nats, of the model's distribution from the original's), how often both find \
-the same token most probable, and how much the probabilities of the text's own and of the original's most probable \
-token change. Saved logits have the most probable tokens exactly, and the others as one sum and a sample: what they \
-leave open is told.
-
-Instructions: one JSON object per line with `id`, `family`, `prompt` and `expected`; the prompt is one user turn, the \
-answer is greedy with at most 48 tokens, and must be equal to what is expected but for white space around it.")]
-pub(crate) struct EvaluateArgs {
-    #[arg(help = MODEL_HELP)]
-    pub(crate) model: Option<String>,
-    /// Texts to measure the perplexity of
-    #[arg(long, value_name = "FILE", num_args = 1..)]
-    pub(crate) text: Vec<PathBuf>,
-    /// The original, which predictions are compared with: a model, or its saved logits
-    #[arg(long, value_name = "MODEL|FILE", requires = "text")]
-    pub(crate) against: Option<String>,
-    /// Where the original runs, as --device [default: the same device]
-    #[arg(long, value_name = "DEVICE", requires = "against", value_parser = device)]
-    pub(crate) against_device: Option<DeviceArg>,
-    /// Save the model's logits, for --against; where a run was interrupted, the next one goes on
-    #[arg(long, value_name = "FILE", requires = "text", conflicts_with_all = ["against", "instructions"])]
-    pub(crate) save_logits: Option<PathBuf>,
-    /// Save all logits, and not just what fits into 2 kB per prediction
-    #[arg(long, requires = "save_logits")]
-    pub(crate) full: bool,
-    /// Overwrite an existing file
-    #[arg(long, requires = "save_logits")]
-    pub(crate) force: bool,
-    /// Which predictions count [default: pieces, or llama.cpp with --against and --save-logits]
-    #[arg(long, value_enum, requires = "text")]
-    pub(crate) protocol: Option<ProtocolArg>,
-    /// Instructions to count exact answers to
-    #[arg(long, value_name = "FILE")]
-    pub(crate) instructions: Option<PathBuf>,
-    /// Write each answer as a line of JSON
-    #[arg(long, value_name = "FILE", requires = "instructions")]
-    pub(crate) answers: Option<PathBuf>,
-    /// Only the first N windows of each text and the first N instructions
-    #[arg(long, value_name = "N")]
-    pub(crate) limit: Option<usize>,
-    #[command(flatten)]
-    pub(crate) load: LoadArgs,
-    /// Print one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// How a text is cut, and which predictions count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ProtocolArg {
-    /// `<bos>` before each 511 tokens, all predictions
-    Pieces,
-    /// Windows of 512, the second half of each
-    #[value(name = "llama.cpp")]
-    LlamaCpp,
-}
-
 fn format_among(name: &str, formats: &[DType]) -> Result<DType, Usage> {
     let found = DType::from_name(name).filter(|dtype| formats.contains(dtype));
     found.ok_or_else(|| Usage(format!("expected {}", listed(formats))))
@@ -566,11 +447,6 @@ fn output_format(name: &str) -> Result<DType, Usage> {
 
 fn embedding_format(name: &str) -> Result<DType, Usage> {
     format_among(name, &[DType::Q8_0, DType::Q5_1, DType::Q5_0, DType::Q4_0, DType::F16, DType::BF16])
-}
-
-fn weight_format(name: &str) -> Result<RandomFormat, Usage> {
-    let expected = || Usage(format!("expected {}, or trellis:2.5 and the like", listed(&DType::ALL)));
-    RandomFormat::from_name(name).ok_or_else(expected)
 }
 
 fn threads(text: &str) -> Result<usize, Usage> {

@@ -11,6 +11,7 @@ mod gguf_text;
 mod interrupt;
 mod model_source;
 mod output;
+mod plot;
 mod progress;
 mod random_model;
 mod resident;

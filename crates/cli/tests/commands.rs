@@ -231,7 +231,7 @@ fn evaluate_counts_and_measures() {
     let text = folder.file("text.txt", "The ship went down the river to the sea. ".repeat(80).as_bytes());
     let output = run(&["evaluate", "--text", &text, "--instructions", &instructions, "--json"]);
     let report: serde_json::Value = serde_json::from_str(&success(&output)).unwrap();
-    assert_eq!(report["instructions"]["exact"], 1);
+    assert_eq!(report["instructions"]["passed"], 1);
     assert_eq!(report["instructions"]["families"]["none"], serde_json::json!([0, 1]));
     let perplexity = report["text"]["text.txt"]["perplexity"].as_f64().unwrap();
     // A text that repeats itself is easy.
@@ -240,7 +240,29 @@ fn evaluate_counts_and_measures() {
     failure(&["evaluate", "--text", &short], 1, &["short.txt", "at least 511"]);
     failure(&["evaluate"], 2, &["nothing to measure"]);
     let broken = folder.file("broken.jsonl", b"{\"id\": 1}\n");
-    failure(&["evaluate", "--instructions", &broken], 1, &["line 1"]);
+    let parts = ["broken.jsonl`", "line 1: expected the field `prompt`, found `id`"];
+    failure(&["evaluate", "--instructions", &broken], 1, &parts);
+}
+
+#[test]
+fn bench_compares_what_can_be_compared() {
+    let folder = Folder::new("compare");
+    let bench = |name: &str, more: &[&str]| {
+        let arguments = ["bench", "--device", "cpu", "--threads", "1", "--prompt-tokens", "0", "--decode-tokens", "4"];
+        let report = success(&run(&[&arguments[..], &["--repeat", "2", "--json"], more].concat()));
+        folder.file(name, report.as_bytes())
+    };
+    let (before, after) = (bench("before.json", &[]), bench("after.json", &[]));
+    let text = success(&run(&["bench", "compare", &before, &after]));
+    assert!(text.starts_with("decode      4 at     0 · 1 threads · ") && text.contains("tokens/s, "), "{text}");
+    let report: serde_json::Value =
+        serde_json::from_str(&success(&run(&["bench", "compare", &before, &before, "--json"]))).unwrap();
+    assert_eq!((&report["cases"][0]["ratio"], &report["cases"][0]["within_spread"]), (&1.0.into(), &true.into()));
+    let other = bench("other.json", &["--cache-type", "f32"]);
+    let parts = ["have different settings: cache_type is \"f16\" and \"f32\"", "hint: measure again"];
+    failure(&["bench", "compare", &before, &other], 1, &parts);
+    failure(&["bench", "compare", &before, &folder.file("x.json", b"{}")], 1, &["x.json", "expected what"]);
+    failure(&["bench", "compare", &before], 2, &["AFTER"]);
 }
 
 #[test]

@@ -209,3 +209,53 @@ fn values_that_are_not_numbers_are_traced_to_their_layer() {
     let output = evaluate(MODEL, &[&exact[..], &[&broken]].concat());
     failure(&output, 1, &["layer 5", "the logits of the original are not numbers"]);
 }
+
+/// A line of instructions.
+fn instruction(prompt: &str, more: &str) -> String {
+    format!("{{\"prompt\": \"{prompt}\", {more}}}\n")
+}
+
+#[test]
+fn answers_are_checked_and_compared() {
+    let folder = Folder::new("answers");
+    let (file, kept) = (folder.path("instructions.jsonl"), folder.path("answers.jsonl"));
+    let lines = instruction("What is the opposite of late?", "\"expected\": \"early\", \"id\": \"late\"")
+        + &instruction("What is 46 minus 16?", "\"check\": \"number\", \"expected\": 30")
+        + &instruction("What is the capital of China?", "\"check\": \"contains\", \"expected\": \"eijin\"")
+        + &instruction("Count from 12 to 19.", "\"check\": \"regex\", \"expected\": \"^12, .*19$\", \"max_tokens\": 3")
+        + &instruction(
+            "Say hello to Rose.",
+            "\"instruction_id_list\": [\"punctuation:no_comma\", \"keywords:existence\"], \
+            \"kwargs\": [{}, {\"keywords\": [\"rose\"]}]",
+        );
+    fs::write(&file, lines).unwrap();
+    let arguments = ["evaluate", MODEL, "--device", "cpu", "--json", "--instructions", &file];
+    let found = report(&run(&[&arguments[..], &["--answers", &kept, "--against", MODEL]].concat()));
+    let found = &found["instructions"];
+    assert_eq!((&found["passed"], &found["total"]), (&3.into(), &5.into()), "{found}");
+    assert_eq!(found["constraints"], serde_json::json!({ "kept": 1, "total": 2 }));
+    assert_eq!(found["same_answers"], 5);
+    assert!((number(&found["bleu_of_original_answers"]) - 100.0).abs() < 1e-9, "{found}");
+    // Three tokens are not enough to count.
+    assert!((number(&found["coherence"]["not_stopped"]) - 0.2).abs() < 1e-9, "{found}");
+    for key in ["passed", "coherence", "bleu_of_expected_answers"] {
+        assert_eq!(found["original"][key], found[key], "{key}");
+    }
+    let answers = fs::read_to_string(&kept).unwrap();
+    assert!(
+        answers.starts_with("{\"id\":\"late\",\"family\":\"exact\",\"answer\":\"early\",\"passed\":true"),
+        "{answers}"
+    );
+
+    let arguments = [&arguments[..], &["--limit", "2", "--against-answers", &kept]].concat();
+    let again = report(&run(&arguments));
+    assert_eq!(
+        (&again["instructions"]["same_answers"], &again["instructions"]["original"]["passed"]),
+        (&2.into(), &2.into())
+    );
+    fs::write(&kept, "{\"id\": \"late\", \"answer\": \"dead\"}\n").unwrap();
+    failure(&run(&arguments), 1, &["answers.jsonl", "no answer to the instruction `line-2`"]);
+    fs::write(&file, "{\"prompt\": \"a\", \"expected\": \"b\"}\n\n{\"prompt\": \"a\", \"expected\": 3}\n").unwrap();
+    let parts = ["instructions.jsonl`", "line 3: expected `expected` to be a string, found the number `3`"];
+    failure(&run(&arguments), 1, &parts);
+}

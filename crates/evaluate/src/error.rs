@@ -72,18 +72,45 @@ pub enum EvaluateError {
     /// A file of saved logits can't be read or written.
     #[error("the saved logits: {0}")]
     Io(#[from] std::io::Error),
-    /// A line of a file of instructions is not what it should be.
-    #[error("line {line}: expected an object with `id`, `family`, `prompt` and `expected`")]
-    Instruction {
+    /// A line of a file is not what it should be.
+    #[error("line {line}: {problem}")]
+    Line {
         /// The line's number, from 1.
         line: usize,
-        /// What the JSON reader says.
-        #[source]
-        source: serde_json::Error,
+        /// What was expected and what was found.
+        problem: String,
+    },
+    /// An answer is missing.
+    #[error("there is no answer to the instruction `{id}`, expected a line for each instruction")]
+    NoAnswer {
+        /// The instruction's name.
+        id: String,
     },
     /// There is nothing to measure.
     #[error("there are no instructions in the file, expected one JSON object per line")]
     NoInstructions,
+    /// The same, of a file of questions.
+    #[error("there are no questions in the file, expected lines of CSV or JSON")]
+    NoQuestions,
+    /// Logits that are not numbers, about a choice.
+    #[error("the logits about question {question} are not numbers")]
+    ChoiceLogits {
+        /// The question, from 1.
+        question: usize,
+    },
+    /// Less quality is left than was required.
+    #[error("{found:.1} % of the quality is retained ({score}), {required} % is required")]
+    Verdict {
+        /// What is left, in per cent.
+        found: f64,
+        /// What was required, in per cent.
+        required: f64,
+        /// The score of which least is left.
+        score: String,
+    },
+    /// Nothing has been compared with the original.
+    #[error("no score of the model can be compared with the original's, so nothing is known about the quality")]
+    NoVerdict,
     /// The work was cancelled from outside.
     #[error("interrupted")]
     Interrupted,

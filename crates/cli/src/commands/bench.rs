@@ -2,6 +2,7 @@
 //!
 //! What is timed is what `run` does: requests to the engine, head and sampling included, each sampled token fed back.
 
+mod compare;
 mod latency;
 mod measure;
 mod report;
@@ -14,9 +15,10 @@ use anyhow::{Context, Result, bail};
 use backend_cpu::physical_cores;
 use engine::{Engine, EngineOptions, ModelSource};
 use model::{Config, TensorEntry};
+use serde_json::json;
 use tensor::{BackendError, DType, WeightFormat};
 
-use crate::args::{BenchArgs, DeviceArg};
+use crate::args::{BenchArgs, BenchCommand, DeviceArg};
 use crate::devices::{self, Device, Machine, ThisMachine};
 use crate::failure::Usage;
 use crate::model_source::Model;
@@ -109,12 +111,15 @@ struct Load {
     place: Place,
 }
 
-/// Times a model, or writes a random one.
+/// Times a model, writes a random one, or compares two measurements.
 ///
 /// # Errors
 /// A model that can't be loaded, lengths that don't fit, a file that can't be written, Ctrl-C; a GPU that fails, since
 /// what another device does would be no measurement of it.
 pub(crate) fn run(args: BenchArgs) -> Result<()> {
+    if let Some(BenchCommand::Compare(args)) = &args.command {
+        return compare::run(args);
+    }
     run_on(&ThisMachine, args)
 }
 
@@ -134,7 +139,14 @@ fn run_on(machine: &dyn Machine, args: BenchArgs) -> Result<()> {
     if let Weights::Random(model) = &weights {
         notice_replaced(model, args.format, &stored);
     }
-    let mut report = Report::new(weights.name(&args), &config, &stored, args.precision.into());
+    let report = Report::new(weights.name(&args), &config, &stored, args.precision.into());
+    let mut report = report.with_settings(json!({
+        "chunk": args.chunk,
+        "cache_type": engine_cache(&args).name(),
+        "warmup": args.warmup,
+        "repeat": args.repeat,
+        "seed": args.seed,
+    }));
     for &threads in &threads {
         if !(1..=1024).contains(&threads) {
             return Err(Usage(format!("--threads: expected numbers from 1 to 1024, found {threads}")).into());

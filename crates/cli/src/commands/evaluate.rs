@@ -1,149 +1,119 @@
 //! `evaluate`: how good a model is.
 
+mod choices;
+mod instructions;
 mod origin;
 mod report;
 mod saved;
 mod texts;
+mod verdict;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
-use checkpoint::AtomicFile;
-use engine::{Engine, EngineOptions, ModelSource};
-use evaluate::{
-    Answer, Instruction, InstructionScore, Prompting, WINDOW_TOKENS, answer_instructions, parse_instructions,
-};
+use anyhow::{Context, Result, bail};
+use engine::{EngineOptions, ModelSource};
+use evaluate::WINDOW_TOKENS;
 use serde_json::{Map, Value, json};
 
+use self::instructions::Questions;
 use self::texts::Text;
+use self::verdict::Verdict;
+use super::report::Input;
 use crate::args::{DeviceArg, EvaluateArgs};
 use crate::devices::ThisMachine;
 use crate::failure::Usage;
 use crate::model_source::Model;
 use crate::output;
-use crate::progress::{Progress, Unit};
-use crate::runner::{RESTARTS, Runner};
 use crate::session::{Session, outputs_max};
-
-/// Instructions that are worked on at once.
-const SEQUENCES: usize = 16;
 
 /// Measures what is asked for.
 ///
 /// # Errors
 /// A model that can't be loaded, files that can't be read.
 pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
-    if args.text.is_empty() && args.instructions.is_none() {
-        return Err(Usage("nothing to measure\n\nhint: give --text FILE…, --instructions FILE or both".into()).into());
-    }
+    check(&args)?;
     // All files are read first: a wrong name should not cost minutes.
     let text = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Text { name, text: read(path)? })
     };
     let texts = args.text.iter().map(text).collect::<Result<Vec<_>>>()?;
-    let instructions = match &args.instructions {
-        Some(path) => {
-            let parsed = parse_instructions(&read(path)?).with_context(|| format!("`{}`", path.display()))?;
-            parsed.into_iter().take(args.limit.unwrap_or(usize::MAX)).collect()
-        }
-        None => Vec::new(),
-    };
+    let questions = args.instructions.as_ref().map(|path| Questions::read(path, &args)).transpose()?;
+    let choices = choices::questions(&args)?;
     let start = Instant::now();
-    let mut report = Map::new();
+    let (mut report, mut verdict) = (size(args.model.as_deref())?, Verdict::default());
     if !texts.is_empty() {
-        texts::measure(&args, &texts, &mut report).map_err(|error| texts::explain(error, &args))?;
+        texts::measure(&args, &texts, &mut report, &mut verdict).map_err(|error| texts::explain(error, &args))?;
     }
-    if !instructions.is_empty() {
-        let options = EngineOptions { sequences: SEQUENCES, ..args.load.engine_options() };
-        let mut session = load(args.model.as_deref(), args.load.device, options)?;
-        report.insert("model".into(), json!(session.name));
-        let answers = measure_instructions(&mut session, &instructions)?;
-        report.insert("instructions".into(), tell_instructions(&args, &answers)?);
+    if let Some(questions) = &questions {
+        let answers = instructions::measure(&args, questions, &mut report)?;
+        verdict.instructions(questions, &answers);
+    }
+    if !choices.is_empty() {
+        verdict.choices(&choices::measure(&args, &choices, &mut report)?);
+    }
+    if !verdict.is_empty() || args.require.is_some() {
+        report.insert("verdict".into(), verdict.json(&args));
     }
     report.insert("seconds".into(), json!(start.elapsed().as_secs_f64()));
-    if args.json { Ok(output::json(&Value::Object(report))?) } else { Ok(()) }
+    let report = Value::Object(report);
+    if args.json {
+        output::json(&report)?;
+    } else {
+        verdict.tell()?;
+    }
+    if !args.output.is_nothing() {
+        super::report::write(&[Input::new("", report)?], &args.output)?;
+    }
+    verdict.check(&args)
 }
 
-fn load(argument: Option<&str>, device: DeviceArg, mut options: EngineOptions) -> Result<Session> {
-    options.context = options.context.or(Some(WINDOW_TOKENS));
+/// The size of the model's files, and its parameters.
+fn size(argument: Option<&str>) -> Result<Map<String, Value>> {
     let model = Model::open(argument)?;
-    let vocabulary = ModelSource::open(&model.checkpoint)?.config().vocabulary;
-    options.outputs_max = options.outputs_max.min(outputs_max(vocabulary));
+    let source = ModelSource::open(&model.checkpoint)?;
+    let (bytes, parameters) = (json!(model.checkpoint.file_bytes()), json!(source.config().parameters()));
+    Ok(Map::from_iter([("file_bytes".into(), bytes), ("parameters".into(), parameters)]))
+}
+
+/// Loads a model with room for `positions`, less if the model has less.
+fn load(argument: Option<&str>, device: DeviceArg, mut options: EngineOptions, positions: usize) -> Result<Session> {
+    let model = Model::open(argument)?;
+    let source = ModelSource::open(&model.checkpoint)?;
+    options.context = options.context.or(Some(positions.min(source.config().context)));
+    options.outputs_max = options.outputs_max.min(outputs_max(source.config().vocabulary));
     Session::of_model(model, &ThisMachine, device, &options)
+}
+
+/// How many instructions or questions of so many positions are worked on at once: caches of large models are large.
+fn sequences(positions: usize) -> usize {
+    (16 * WINDOW_TOKENS / positions.max(1)).clamp(1, 16)
+}
+
+/// The original that can be asked; saved logits can't.
+fn original(args: &EvaluateArgs) -> Option<&str> {
+    args.against.as_deref().filter(|original| !saved::is_saved(Path::new(original)))
+}
+
+/// What makes no sense together.
+fn check(args: &EvaluateArgs) -> Result<()> {
+    if args.text.is_empty() && args.instructions.is_none() && args.choices.is_empty() {
+        let text = "nothing to measure\n\nhint: give --text FILE…, --instructions FILE or --choices FILE…";
+        return Err(Usage(text.into()).into());
+    }
+    if args.require.is_some() && args.against.is_none() && args.against_answers.is_none() {
+        return Err(Usage("--require: expected --against ORIGINAL, of whose quality so much is retained".into()).into());
+    }
+    let saved = args.against.as_deref().filter(|original| saved::is_saved(Path::new(original)));
+    if let (Some(saved), true) = (saved, args.text.is_empty() && args.against_answers.is_none()) {
+        bail!("`{saved}` has logits of texts, expected --text FILE… or a model to compare with");
+    }
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<String> {
     let bytes = fs::read(path).with_context(|| format!("can't read `{}`", path.display()))?;
     String::from_utf8(bytes).with_context(|| format!("`{}` is no text in UTF-8", path.display()))
-}
-
-/// [`answer_instructions`] on whatever device is left.
-fn answer(
-    runner: &mut Runner,
-    prompting: Prompting<'_>,
-    instructions: &[Instruction],
-    progress: evaluate::Progress<'_>,
-) -> Result<Vec<Answer>> {
-    let Runner { engine, home } = runner;
-    let mut restarts = RESTARTS;
-    let mut recover = |engine: &mut Engine, error| home.recover(engine, error, &mut restarts);
-    Ok(answer_instructions(engine, prompting, instructions, &mut recover, progress)?)
-}
-
-fn measure_instructions(session: &mut Session, instructions: &[Instruction]) -> Result<Vec<Answer>> {
-    let Session { runner, tokenizer, template, stop_tokens, .. } = session;
-    let mut progress = Progress::new("instructions", Unit::Things("answers"), instructions.len() as u64);
-    let prompting = Prompting { tokenizer, template, stop_tokens };
-    answer(runner, prompting, instructions, &mut |done, _| progress.set(done as u64))
-}
-
-fn tell_instructions(args: &EvaluateArgs, answers: &[Answer]) -> Result<Value> {
-    if let Some(path) = &args.answers {
-        write_answers(path, answers)?;
-    }
-    let InstructionScore { exact, total, families } = InstructionScore::of(answers);
-    if !args.json {
-        let mut text = format!("instructions: {exact} of {total} exact\n");
-        for (family, [exact, total]) in &families {
-            text += &format!("  {family:<10} {exact:>4} of {total:>4}\n");
-        }
-        output::answer(&text)?;
-    }
-    Ok(json!({ "exact": exact, "total": total, "families": families }))
-}
-
-fn write_answers(path: &Path, answers: &[Answer]) -> Result<()> {
-    let lines = answers.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
-    Ok(AtomicFile::replace(path, (lines.join("\n") + "\n").as_bytes())?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::devices::fake::{Fault, Gpu, machine};
-
-    fn session(gpus: Vec<Gpu>, options: &EngineOptions) -> (Session, &'static crate::devices::fake::FakeMachine) {
-        let machine = machine(gpus);
-        (Session::of_model(Model::open(None).unwrap(), machine, DeviceArg::Auto, options).unwrap(), machine)
-    }
-
-    #[test]
-    fn instructions_are_answered_though_the_device_is_lost() {
-        let options = EngineOptions { context: Some(256), sequences: 2, ..EngineOptions::default() };
-        let line = |id: u32, prompt: &str| {
-            format!("{{\"id\": \"{id}\", \"family\": \"f\", \"prompt\": \"{prompt}\", \"expected\": \"early\"}}\n")
-        };
-        let lines = line(1, "What is the opposite of late?") + &line(2, "What is the opposite of late?");
-        let instructions = parse_instructions(&lines).unwrap();
-        for passes in [0, 1] {
-            let gpus = vec![Gpu::failing(0, vec![Some(Fault::Pass(passes, "lost")), None])];
-            let (mut session, machine) = session(gpus, &options);
-            let answers = measure_instructions(&mut session, &instructions).unwrap();
-            assert!(answers.len() == 2 && answers.iter().all(|answer| answer.exact), "{answers:?}");
-            assert_eq!(machine.told().len(), 1);
-        }
-    }
 }

@@ -8,6 +8,7 @@ mod evaluate;
 mod inspect;
 mod logits;
 mod quantize;
+mod report;
 mod run;
 mod tokenize;
 
@@ -52,6 +53,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             interrupt::install();
             evaluate::run(args)
         }
+        Command::Report(args) => report::run(args),
         Command::Completions { shell } => completions::run(shell),
     }
 }

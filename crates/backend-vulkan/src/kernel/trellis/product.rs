@@ -75,12 +75,14 @@ fn processors(features: &Features) -> usize {
 fn split_max(features: &Features, matrices: usize, columns: usize) -> usize {
     let invocations = features.workgroup_max as usize / (TEAM * ABREAST * matrices);
     let shared = features.shared_bytes as usize / 4 * 3 / (4 * BLOCK * matrices * columns);
+    // The compiler for AMD's devices spills registers of larger ones with many columns.
+    let registers = if features.is_amd() && columns > 1 { 4 / matrices } else { 8 };
     let most = match features.kind {
         // They take long to compile wide workgroups.
         DeviceKind::Software => 1,
         DeviceKind::Discrete | DeviceKind::Integrated | DeviceKind::Virtual => 8,
     };
-    invocations.min(shared).clamp(1, most)
+    invocations.min(shared).min(registers).clamp(1, most)
 }
 
 /// Most slices for a number of blocks: the more blocks, the fewer.

@@ -21,6 +21,8 @@ pub(super) struct Report {
     pass_bytes: u64,
     weights_bytes: u64,
     precision: Precision,
+    /// What was asked for, for who compares.
+    settings: Value,
     loads: Vec<Load>,
     lines: Vec<Line>,
 }
@@ -108,8 +110,13 @@ impl Report {
         // Of an embedding that is not the head too, a pass reads a few rows.
         let is_read = |(entry, _): &&Stored| entry.role != Role::Embedding || config.tied_embeddings;
         let pass_bytes = stored.iter().filter(is_read).map(bytes).sum();
-        let (loads, lines) = (Vec::new(), Vec::new());
-        Report { model, config: config.clone(), pass_bytes, weights_bytes, precision, loads, lines }
+        let (settings, loads, lines) = (Value::Null, Vec::new(), Vec::new());
+        Report { model, config: config.clone(), pass_bytes, weights_bytes, precision, settings, loads, lines }
+    }
+
+    /// How it is measured, apart from the cases themselves.
+    pub(super) fn with_settings(self, settings: Value) -> Report {
+        Report { settings, ..self }
     }
 
     /// The model was loaded somewhere.
@@ -233,7 +240,9 @@ impl Report {
                 Precision::Fast => "fast",
                 Precision::F32 => "f32",
             },
+            "settings": self.settings,
             "parameters": self.config.parameters(),
+            "head_parameters": self.config.vocabulary as u64 * self.config.hidden as u64,
             "weights_bytes": self.weights_bytes,
             "weights_bytes_per_pass": self.pass_bytes,
             "peak_resident_bytes": resident::peak(),

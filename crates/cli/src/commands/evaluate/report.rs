@@ -1,7 +1,22 @@
 //! A comparison with the original, for people and for programs.
 
-use evaluate::{Comparison, Estimate};
+use evaluate::{Comparison, Divergence, Estimate};
 use serde_json::{Value, json};
+
+/// The most points of [`along`].
+const POINTS: usize = 400;
+
+/// KL divergence along the text, for plots: means and maxima of as many predictions each as make few points.
+pub(super) fn along(divergences: &[Divergence]) -> Value {
+    let per_point = divergences.len().div_ceil(POINTS).max(1);
+    let mean = |part: &[Divergence]| part.iter().map(|one| one.kl).sum::<f64>() / part.len() as f64;
+    let max = |part: &[Divergence]| part.iter().map(|one| one.kl).fold(0.0, f64::max);
+    json!({
+        "predictions_per_point": per_point,
+        "mean": divergences.chunks(per_point).map(mean).collect::<Vec<_>>(),
+        "max": divergences.chunks(per_point).map(max).collect::<Vec<_>>(),
+    })
+}
 
 /// A comparison for people.
 pub(super) fn table(found: &Comparison) -> String {

@@ -8,13 +8,14 @@ use anyhow::{Context, Error, Result, ensure};
 use backend_cpu::physical_cores;
 use engine::{Engine, EngineOptions};
 use evaluate::{
-    Comparison, Divergence, EvaluateError, Keep, NotFinite, Perplexity, Protocol, SavedHeader, Side, Windows, compare,
-    compare_with_saved, perplexity, save_logits,
+    Comparison, Divergence, EvaluateError, Keep, NotFinite, Perplexity, Protocol, SavedHeader, Side, WINDOW_TOKENS,
+    Windows, compare, compare_with_saved, perplexity, save_logits,
 };
 use serde_json::{Map, Value, json};
 use text::Special;
 
 use super::saved::{Reader, SavedFile};
+use super::verdict::Verdict;
 use super::{load, origin, report, saved};
 use crate::args::{EvaluateArgs, ProtocolArg};
 use crate::model_source::Model;
@@ -48,7 +49,12 @@ impl Original {
 ///
 /// # Errors
 /// Models that can't be loaded or don't belong together, texts that are too short.
-pub(super) fn measure(args: &EvaluateArgs, texts: &[Text], report: &mut Map<String, Value>) -> Result<()> {
+pub(super) fn measure(
+    args: &EvaluateArgs,
+    texts: &[Text],
+    report: &mut Map<String, Value>,
+    verdict: &mut Verdict,
+) -> Result<()> {
     if let Some(path) = &args.save_logits {
         saved::check_free(path, args.force)?;
     }
@@ -59,7 +65,7 @@ pub(super) fn measure(args: &EvaluateArgs, texts: &[Text], report: &mut Map<Stri
         Some(path) if saved::is_saved(Path::new(path)) => Some(Original::Saved(Reader::open(Path::new(path))?)),
         Some(_) | None => None,
     };
-    let mut session = load(args.model.as_deref(), args.load.device, options.clone())?;
+    let mut session = load(args.model.as_deref(), args.load.device, options.clone(), WINDOW_TOKENS)?;
     report.insert("model".into(), json!(session.name));
     report.insert("protocol".into(), json!(protocol(args).name()));
     if let Some(path) = &args.save_logits {
@@ -69,7 +75,8 @@ pub(super) fn measure(args: &EvaluateArgs, texts: &[Text], report: &mut Map<Stri
     }
     if let (None, Some(argument)) = (&original, &args.against) {
         let device = args.against_device.unwrap_or(args.load.device);
-        let other = load(Some(argument), device, options).with_context(|| format!("the original, `{argument}`"))?;
+        let other = load(Some(argument), device, options, WINDOW_TOKENS)
+            .with_context(|| format!("the original, `{argument}`"))?;
         interrupt::watch_both(session.runner.engine.interrupt_handle(), other.runner.engine.interrupt_handle());
         original = Some(Original::Model(Box::new(other)));
     }
@@ -79,7 +86,7 @@ pub(super) fn measure(args: &EvaluateArgs, texts: &[Text], report: &mut Map<Stri
     let mut results = Map::new();
     for text in texts {
         let measured = match &mut original {
-            Some(original) => measure_against(args, &mut session, original, text),
+            Some(original) => measure_against(args, &mut session, original, text, verdict),
             None => measure_alone(args, &mut session, text),
         };
         results.insert(text.name.clone(), measured.with_context(|| format!("`{}`", text.name))?);
@@ -98,7 +105,8 @@ pub(super) fn explain(error: Error, args: &EvaluateArgs) -> Error {
         NotFinite::Original | NotFinite::Model => (args.model.as_deref(), args.load.device),
     };
     let options = EngineOptions { hidden: true, outputs_max: 64, ..args.load.engine_options() };
-    let found = load(argument, device, options).and_then(|mut session| origin::find(&mut session.runner, tokens));
+    let found = load(argument, device, options, WINDOW_TOKENS)
+        .and_then(|mut session| origin::find(&mut session.runner, tokens));
     match found {
         Ok(Some(place)) => error.context(place),
         // What went wrong first counts more.
@@ -208,7 +216,13 @@ fn measure_alone(args: &EvaluateArgs, session: &mut Session, text: &Text) -> Res
     }))
 }
 
-fn measure_against(args: &EvaluateArgs, session: &mut Session, original: &mut Original, text: &Text) -> Result<Value> {
+fn measure_against(
+    args: &EvaluateArgs,
+    session: &mut Session,
+    original: &mut Original,
+    text: &Text,
+    verdict: &mut Verdict,
+) -> Result<Value> {
     let start = Instant::now();
     let tokens = session.tokenizer.encode(&text.text, Special::Text);
     let windows = windows(args, session, &tokens)?;
@@ -232,7 +246,9 @@ fn measure_against(args: &EvaluateArgs, session: &mut Session, original: &mut Or
         }
     };
     drop(progress);
-    let comparison = Comparison::of(&found?);
+    let divergences = found?;
+    let comparison = Comparison::of(&divergences);
+    verdict.text(&text.name, &comparison);
     let rate = rate(&windows, start.elapsed());
     if !args.json {
         let title = format!(
@@ -248,6 +264,7 @@ fn measure_against(args: &EvaluateArgs, session: &mut Session, original: &mut Or
     let mut value = json!({ "tokens": tokens.len(), "windows": windows.len(), "tokens_per_second": rate });
     if let (Some(object), Value::Object(more)) = (value.as_object_mut(), report::json(&comparison)) {
         object.extend(more);
+        object.insert("kl_along".into(), report::along(&divergences));
     }
     Ok(value)
 }
@@ -320,8 +337,6 @@ fn save_text(
 
 #[cfg(test)]
 mod tests {
-    use evaluate::WINDOW_TOKENS;
-
     use super::*;
     use crate::args::DeviceArg;
     use crate::devices::fake::{Fault, Gpu, machine};
