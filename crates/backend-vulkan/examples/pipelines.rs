@@ -1,6 +1,6 @@
 //! Compiles every pipeline for the published models and prints what the driver says of each, a JSON object a line:
-//! `pipelines [--assembly] [START]`, where START is how their names begin. `LAPIDARY_VULKAN_DEVICE` chooses the device by
-//! number.
+//! `pipelines [--assembly] [START]`, where START is how their names begin. `LAPIDARY_VULKAN_DEVICE` chooses the device
+//! by number.
 
 #![allow(clippy::print_stderr, reason = "a program's errors go there")]
 

@@ -3,7 +3,8 @@
 //
 // As f32 rows; or in tiles of 16, whose elements come in the order in which the weights of a lane need them: `2 m`,
 // `2 m + 1`, `2 m + 8`, `2 m + 9` for `m` from 0 to 3. These are 8-bit integers, a word for each `m`, or halves, two
-// words, or integers in all four bytes of a word each. Beside them, for each 64, {scale, scale · sum}; the sum of integers alone.
+// words, or integers in all four bytes of a word each. Beside them, for each 64, {scale, scale · sum}; the sum of
+// integers alone.
 
 const uint FORM_FLOATS = 1;
 const uint FORM_INTEGERS = 2;

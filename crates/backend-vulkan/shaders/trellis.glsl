@@ -16,8 +16,8 @@
 layout(constant_id = 2) const uint HALF_BITS = 5; // twice the bits per weight
 layout(constant_id = 3) const uint CODEBOOK = 2;
 
-// Whether what is cheap on AMD's GPUs is chosen: they take four times as long for products of 32 bits as for those of 24
-// bits and of pairs of 16.
+// Whether what is cheap on AMD's GPUs is chosen: they take four times as long for products of 32 bits as for those of
+// 24 bits and of pairs of 16.
 layout(constant_id = 7) const bool AMD = false;
 
 const uint THREE_INST = 0;

@@ -65,8 +65,8 @@ pub struct Compiled {
     pub assembly: String,
 }
 
-/// Compiles every pipeline for the published sizes of Gemma 3 whose name begins with `start`, and gives each to `found`.
-/// `index` chooses the device. The number of pipelines is returned.
+/// Compiles every pipeline for the published sizes of Gemma 3 whose name begins with `start`, and gives each to
+/// `found`. `index` chooses the device. The number of pipelines is returned.
 ///
 /// The device is not closed: a driver without its device, as RADV's null device is, can't wait for it to be idle.
 ///

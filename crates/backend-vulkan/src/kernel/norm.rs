@@ -28,8 +28,8 @@ pub(crate) struct Output {
     pub(crate) rotated: Option<(Rotated, u64)>,
 }
 
-/// Where the arguments for [`touch`] stand.
-const AHEAD: usize = 8 * size_of::<u64>();
+/// Where the arguments for [`touch`] stand: behind eight addresses.
+const AHEAD: usize = 64;
 
 /// Workgroups that touch all pages: several, because parts of the device have translations of their own.
 const TOUCHING: u32 = 32;

@@ -64,7 +64,7 @@ pub(crate) fn rotated_linear(
             let blocks = parts.iter().map(|(weight, _)| weight.outputs() / BLOCK).sum();
             let weight = parts[0].0;
             let tiling = Tiling::new(features, 1, blocks, weight.groups(), columns);
-            let from = input.from_row(first, weight.inputs());
+            let from = input.skip_rows(first, weight.inputs());
             let skipped = |view: &View| View { address: view.address + (4 * first * view.pitch()) as u64, ..*view };
             let moved: Vec<_> = parts.iter().map(|(weight, view)| (*weight, skipped(view))).collect();
             let mut dispatch = product(features, &moved, from, columns, tiling, scratch.meeting);

@@ -63,8 +63,8 @@ impl Rotated {
         (4 * rows * padded, rows * padded / 8)
     }
 
-    /// The rows from number `first` on, of `inputs` elements each.
-    pub(crate) fn from_row(self, first: usize, inputs: usize) -> Rotated {
+    /// The rows behind the first `first` ones, of `inputs` elements each.
+    pub(crate) fn skip_rows(self, first: usize, inputs: usize) -> Rotated {
         let bytes = match self.form {
             RotatedForm::Floats | RotatedForm::Splats => 4,
             RotatedForm::Integers => 1,
