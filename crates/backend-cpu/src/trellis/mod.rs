@@ -25,9 +25,16 @@ mod value;
 use tensor::format::trellis::{Codebook, Rate, SIDE};
 
 use crate::aligned::Aligned;
+use crate::level::Level;
 use crate::pool::Pool;
 
-pub(crate) use rotated::{Rotated, rotate_block};
+pub(crate) use rotated::{Rotated, RotatedBytes, rotate_block};
+
+/// Whether kernels for one row may take activations of 8 bits.
+pub(crate) fn takes_bytes() -> bool {
+    Level::available().contains(&Level::Avx512)
+}
+
 pub(crate) use value::{Affine, Codes, DecodeCodes, DecodeValues, Values};
 
 /// Inputs and outputs of a unit: what one rotation spans.

@@ -11,6 +11,9 @@ use crate::pool::Pool;
 /// below 2³¹.
 const LARGEST: f32 = 8_191.0;
 
+/// The same for activations of 8 bits.
+const LARGEST_BYTE: f32 = 127.0;
+
 /// Blocks that a thread takes at once: below, handing them out costs more than the work.
 const BLOCKS_MIN: usize = 16;
 
@@ -26,9 +29,23 @@ pub(crate) struct Rotated {
     pub(crate) scales: Aligned<f32>,
     /// Sums of the quants, `[row][block]`.
     pub(crate) sums: Aligned<i32>,
+    /// The only row once more in 8 bits, if it is one and the level's kernels for one row take that.
+    pub(crate) bytes: Option<RotatedBytes>,
     /// `[row][block][128]`, only there if nothing is to be rounded.
     pub(crate) values: Aligned<f32>,
     exact: bool,
+}
+
+/// A row of 8-bit activations.
+pub(crate) struct RotatedBytes {
+    /// `[block][128]`, each in both bytes: `value ≈ scale · quant`.
+    pub(crate) quants: Aligned<i16>,
+    /// `[block]`.
+    pub(crate) scales: Aligned<f32>,
+    /// Sums of the quants, `[block]`.
+    pub(crate) sums: Aligned<i32>,
+    /// Whether they are those of the row that was rotated last.
+    fresh: bool,
 }
 
 impl Rotated {
@@ -42,6 +59,11 @@ impl Rotated {
             quants: Aligned::new(rounded_blocks * UNIT),
             scales: Aligned::new(rounded_blocks),
             sums: Aligned::new(rounded_blocks),
+            bytes: (!exact && super::takes_bytes()).then(|| {
+                let blocks = columns.div_ceil(UNIT);
+                let (quants, scales, sums) = (Aligned::new(blocks * UNIT), Aligned::new(blocks), Aligned::new(blocks));
+                RotatedBytes { quants, scales, sums, fresh: false }
+            }),
             values: Aligned::new(exact_blocks * UNIT),
             exact,
         }
@@ -52,9 +74,15 @@ impl Rotated {
         self.exact
     }
 
+    /// The only row in 8 bits, if it is there.
+    pub(crate) fn as_bytes(&self) -> Option<&RotatedBytes> {
+        self.bytes.as_ref().filter(|bytes| bytes.fresh)
+    }
+
     /// Bytes in memory.
     pub(crate) fn bytes(&self) -> usize {
-        2 * self.quants.len() + 4 * (self.scales.len() + self.sums.len() + self.values.len())
+        let bytes = self.bytes.as_ref().map_or(0, |bytes| 2 * bytes.quants.len() + 8 * bytes.scales.len());
+        bytes + 2 * self.quants.len() + 4 * (self.scales.len() + self.sums.len() + self.values.len())
     }
 
     /// Rotates `values` `[rows, columns]` under the scales `suh`, whose length is `columns` padded to a multiple of
@@ -68,7 +96,12 @@ impl Rotated {
         let room = if exact { self.values.len() } else { self.quants.len() };
         assert!(rows * suh.len() <= room, "no room for {rows} rows of {columns} activations");
         (self.rows, self.blocks) = (rows, blocks);
+        let bytes = self.bytes.as_mut().map(|bytes| {
+            bytes.fresh = rows == 1;
+            (bytes.quants.as_mut_ptr(), bytes.scales.as_mut_ptr(), bytes.sums.as_mut_ptr())
+        });
         let target = Target {
+            bytes: bytes.filter(|_| rows == 1),
             quants: self.quants.as_mut_ptr(),
             scales: self.scales.as_mut_ptr(),
             sums: self.sums.as_mut_ptr(),
@@ -89,6 +122,8 @@ impl Rotated {
 
 /// Where blocks go: threads write different ones.
 struct Target {
+    /// Quants, scales and sums of 8 bits.
+    bytes: Option<(*mut i16, *mut f32, *mut i32)>,
     quants: *mut i16,
     scales: *mut f32,
     sums: *mut i32,
@@ -123,10 +158,17 @@ impl Vectorized for RotateBlock<'_> {
             if target.exact {
                 target.values.add(index * UNIT).cast::<[f32; UNIT]>().write_unaligned(ordered);
             } else {
-                let (quants, scale, sum) = quantize(&ordered);
+                let (quants, scale, sum) = quantize(&ordered, LARGEST);
                 target.quants.add(index * UNIT).cast::<[i16; UNIT]>().write_unaligned(quants);
                 target.scales.add(index).write(scale);
                 target.sums.add(index).write(sum);
+                if let Some((all_quants, scales, sums)) = target.bytes {
+                    let (mut quants, scale, sum) = quantize(&ordered, LARGEST_BYTE);
+                    quants.iter_mut().for_each(|quant| *quant = (*quant & 0xff) | (*quant << 8));
+                    all_quants.add(index * UNIT).cast::<[i16; UNIT]>().write_unaligned(quants);
+                    scales.add(index).write(scale);
+                    sums.add(index).write(sum);
+                }
             }
         }
     }
@@ -172,9 +214,9 @@ fn in_order_of_tiles(block: &[f32; UNIT]) -> [f32; UNIT] {
     ordered
 }
 
-/// Rounds to the nearest multiples of `max|value| / 8191`; gives them, that step, and their sum.
+/// Rounds to the nearest multiples of `max|value| / most`; gives them, that step, and their sum.
 #[inline(always)]
-fn quantize(values: &[f32; UNIT]) -> ([i16; UNIT], f32, i32) {
+fn quantize(values: &[f32; UNIT], most: f32) -> ([i16; UNIT], f32, i32) {
     const MAGIC: f32 = 12_582_912.0;
     // Eight running maxima, so that the loop is vectors and not one long chain.
     let mut maxima = [0.0f32; 8];
@@ -184,7 +226,7 @@ fn quantize(values: &[f32; UNIT]) -> ([i16; UNIT], f32, i32) {
         }
     }
     let largest = maxima.iter().fold(0.0f32, |a, &b| if b > a { b } else { a });
-    let inverse = if largest > 0.0 { LARGEST / largest } else { 0.0 };
+    let inverse = if largest > 0.0 { most / largest } else { 0.0 };
     // A subnormal maximum has no finite inverse: its block is zero.
     let inverse = if inverse.is_finite() { inverse } else { 0.0 };
     let (mut quants, mut sum) = ([0i16; UNIT], 0);
@@ -194,7 +236,7 @@ fn quantize(values: &[f32; UNIT]) -> ([i16; UNIT], f32, i32) {
         *quant = rounded as i16;
         sum += i32::from(rounded as i16);
     }
-    (quants, if inverse > 0.0 { largest / LARGEST } else { 0.0 }, sum)
+    (quants, if inverse > 0.0 { largest / most } else { 0.0 }, sum)
 }
 
 #[cfg(test)]
@@ -240,7 +282,7 @@ mod tests {
     #[test]
     fn blocks_of_zeros_and_of_tiny_numbers_are_zero() {
         for value in [0.0, 1e-44] {
-            let (quants, scale, sum) = quantize(&[value; UNIT]);
+            let (quants, scale, sum) = quantize(&[value; UNIT], LARGEST);
             assert_eq!((quants, scale, sum), ([0; UNIT], 0.0, 0));
         }
     }

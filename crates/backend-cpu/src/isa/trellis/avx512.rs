@@ -34,9 +34,17 @@ impl ForRate for Mul1 {
         let multiply_one: super::MultiplyOne =
             |unit, row, sums| unsafe { plain::multiply_one::<H>(checked::<H>(unit), row, sums) };
         // SAFETY: as above.
+        let multiply_bytes: super::MultiplyOne =
+            |unit, row, sums| unsafe { plain::multiply_bytes::<H>(checked::<H>(unit), row, sums) };
+        // SAFETY: as above.
         let decode: super::Decode =
             |unit, group, codes| unsafe { plain::decode::<H>(checked::<H>(unit), group % GROUPS, codes) };
-        Kernels { multiply_one: Some(multiply_one), decode: Some(decode), ..self.0 }
+        Kernels {
+            multiply_one: Some(multiply_one),
+            multiply_bytes: Some(multiply_bytes),
+            decode: Some(decode),
+            ..self.0
+        }
     }
 }
 
@@ -50,9 +58,17 @@ impl ForRate for Vbmi2 {
         let multiply_one: super::MultiplyOne =
             |unit, row, sums| unsafe { vbmi2::multiply_one::<H>(checked::<H>(unit), row, sums) };
         // SAFETY: as above.
+        let multiply_bytes: super::MultiplyOne =
+            |unit, row, sums| unsafe { vbmi2::multiply_bytes::<H>(checked::<H>(unit), row, sums) };
+        // SAFETY: as above.
         let decode: super::Decode =
             |unit, group, codes| unsafe { vbmi2::decode::<H>(checked::<H>(unit), group % GROUPS, codes) };
-        Kernels { multiply_one: Some(multiply_one), decode: Some(decode), ..self.0 }
+        Kernels {
+            multiply_one: Some(multiply_one),
+            multiply_bytes: Some(multiply_bytes),
+            decode: Some(decode),
+            ..self.0
+        }
     }
 }
 
@@ -100,6 +116,41 @@ macro_rules! kernels {
                 }
                 add_sums(totals, row, &mut sums[group * 16..]);
             }
+        }
+
+        /// With activations in bytes codes need not be summed up: four bytes of two of them times two activations,
+        /// twice each, are one instruction.
+        ///
+        /// # Safety
+        /// `unit` points to the words of a unit.
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn multiply_bytes<const H: usize>(unit: *const u16, row: &Row<'_>, sums: &mut Sums) {
+            for group in 0..GROUPS {
+                // Of the lower and of the upper halves of products: chains of their own.
+                let mut totals = [[_mm512_setzero_si512(); 2]; 2];
+                for half in 0..HALVES {
+                    // SAFETY: by this function's contract.
+                    let words = unsafe { load_words::<H>(unit, group, half) };
+                    let quants = row.quants[half * UNIT / 2..].first_chunk().expect("half of the inputs");
+                    for_positions!(multiply_bytes_position::<H>(&words, quants, &mut totals));
+                }
+                let [low, high] = totals;
+                let totals = [_mm512_add_epi32(low[0], high[0]), _mm512_add_epi32(low[1], high[1])];
+                add_sums(totals, row, &mut sums[group * 16..]);
+            }
+        }
+
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn multiply_bytes_position<const H: usize, const P: usize>(
+            words: &[__m512i; WORDS_MAX],
+            quants: &[i16; UNIT / 2],
+            totals: &mut [[__m512i; 2]; 2],
+        ) {
+            let [low, high] = product(state::<H, P>(words));
+            let four = four_quants(quants, input_of(P));
+            totals[0][side_of(P)] = multiply_add_bytes(totals[0][side_of(P)], low, four);
+            totals[1][side_of(P)] = multiply_add_bytes(totals[1][side_of(P)], high, four);
         }
 
         /// # Safety
@@ -190,15 +241,23 @@ unsafe fn load_words<const H: usize>(unit: *const u16, group: usize, half: usize
     words
 }
 
-/// Codes of states, sums of bytes.
+/// Products of states with the factor, their lower and their upper halves.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn code(state: __m512i) -> __m512i {
+fn product(state: __m512i) -> [__m512i; 2] {
     const MULTIPLIER: u32 = Codebook::Mul1.multiplier();
     let (low_factor, high_factor) =
         (_mm512_set1_epi16(MULTIPLIER as i16), _mm512_set1_epi16((MULTIPLIER >> 16) as i16));
     let low = _mm512_mullo_epi16(state, low_factor);
     let high = _mm512_add_epi16(_mm512_mulhi_epu16(state, low_factor), _mm512_mullo_epi16(state, high_factor));
+    [low, high]
+}
+
+/// Codes of states, sums of bytes.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn code(state: __m512i) -> __m512i {
+    let [low, high] = product(state);
     let ones = _mm512_set1_epi8(1);
     _mm512_add_epi16(_mm512_maddubs_epi16(low, ones), _mm512_maddubs_epi16(high, ones))
 }
@@ -222,6 +281,23 @@ fn multiply_add(mut totals: __m512i, codes: __m512i, quants: __m512i) -> __m512i
             "vpdpwssd {totals}, {codes}, {quants}",
             totals = inout(zmm_reg) totals,
             codes = in(zmm_reg) codes,
+            quants = in(zmm_reg) quants,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    totals
+}
+
+/// `totals[l] + Σ products[l][k] · quants[l][k]` over the four bytes of each lane, unsigned and signed ones.
+#[target_feature(enable = "avx512f,avx512vnni")]
+#[inline]
+fn multiply_add_bytes(mut totals: __m512i, products: __m512i, quants: __m512i) -> __m512i {
+    // SAFETY: arithmetic on registers only.
+    unsafe {
+        asm!(
+            "vpdpbusd {totals}, {products}, {quants}",
+            totals = inout(zmm_reg) totals,
+            products = in(zmm_reg) products,
             quants = in(zmm_reg) quants,
             options(pure, nomem, nostack, preserves_flags)
         );

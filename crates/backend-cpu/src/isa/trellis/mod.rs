@@ -17,7 +17,9 @@ use std::ops::Range;
 use tensor::format::trellis::{Codebook, Rate};
 
 use crate::level::Level;
-use crate::trellis::{Affine, Codes, DecodeCodes, DecodeValues, GROUPS, Rotated, TrellisMatrix, UNIT, Values};
+use crate::trellis::{
+    Affine, Codes, DecodeCodes, DecodeValues, GROUPS, Rotated, RotatedBytes, TrellisMatrix, UNIT, Values,
+};
 use crate::trellis::{LANES, VECTORS, unit_words};
 
 /// Sums of a unit's outputs for one row, in the order of [`crate::trellis::output_of`].
@@ -42,6 +44,8 @@ struct Row<'a> {
 #[derive(Clone, Copy, Default)]
 struct Kernels {
     multiply_one: Option<MultiplyOne>,
+    /// The same with activations of 8 bits, each in both bytes of its quant.
+    multiply_bytes: Option<MultiplyOne>,
     decode: Option<Decode>,
     multiply: Option<Multiply>,
 }
@@ -122,6 +126,9 @@ pub(crate) fn add_products(
         return;
     }
     let (kernels, affine) = (select(level, matrix.rate, matrix.codebook), Affine::of(matrix.codebook));
+    if let (Some(multiply), Some(bytes)) = (kernels.multiply_bytes, rotated.as_bytes()) {
+        return add_bytes(multiply, (matrix, block), bytes, inputs, affine, &mut sums[0]);
+    }
     let mut codes: Codes = [[0; LANES]; VECTORS];
     let mut unit_rows: Vec<Row<'_>> = Vec::with_capacity(rows.len());
     for (unit, input) in units {
@@ -137,6 +144,25 @@ pub(crate) fn add_products(
         let activations: f32 = indices.map(|index| rotated.scales[index] * rotated.sums[index] as f32).sum();
         sums.iter_mut().for_each(|sum| *sum += affine.offset * activations);
     }
+}
+
+/// A row of 8-bit activations.
+fn add_bytes(
+    multiply: MultiplyOne,
+    (matrix, block): (&TrellisMatrix, usize),
+    bytes: &RotatedBytes,
+    inputs: Range<usize>,
+    affine: Affine,
+    sums: &mut Sums,
+) {
+    let mut activations = 0.0;
+    for (unit, input) in matrix.units(block, inputs.clone()).chunks_exact(unit_words(matrix.rate)).zip(inputs) {
+        let quants = bytes.quants[input * UNIT..][..UNIT].try_into().expect("a block of quants");
+        let (scale, sum) = (bytes.scales[input], bytes.sums[input]);
+        multiply(unit, &Row { quants, zero: affine.zero * sum, factor: affine.factor * scale }, sums);
+        activations += scale * sum as f32;
+    }
+    sums.iter_mut().for_each(|sum| *sum += affine.offset * activations);
 }
 
 fn row_of(rotated: &Rotated, index: usize, affine: Affine) -> Row<'_> {
