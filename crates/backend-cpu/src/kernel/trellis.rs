@@ -303,8 +303,8 @@ mod tests {
                     let error = largest_error(level, &weight, &dequantized, &input, true);
                     assert!(error < 1e-5, "{level}, {format:?}, {tokens} tokens, exact: off by {error}");
                     let error = largest_error(level, &weight, &dequantized, &input, false);
-                    // Rounding of the values by 2⁻¹⁰ at most, of activations by 2⁻¹⁴ of the largest; of 8 bits by half a
-                    // step of 127, 1/50 of a deviation where the largest is five of them.
+                    // Rounding of the values by 2⁻¹⁰ at most, of activations by 2⁻¹⁴ of the largest; of 8 bits by
+                    // half a step of 127, 1/50 of a deviation where the largest is five of them.
                     let most = if tokens == 1 && matches!(level, Level::Avx512 | Level::Amx) { 0.05 } else { 3e-3 };
                     assert!(error < most, "{level}, {format:?}, {tokens} tokens, rounded: off by {error}");
                 }
