@@ -61,6 +61,9 @@ impl Decode {
             DeviceKind::Integrated => (48, 256, 4),
             DeviceKind::Software => (4, 64, 2),
         };
+        // As many as AMD's compiler has registers for (`docs/vulkan-gfx1103.md`).
+        let many = shape.cache_dtype == DType::Q8_0 && shape.group() * shape.head_dim >= 1024;
+        let step: u32 = if features.is_amd() && many { 2 } else { step };
         let workgroup = workgroup.min(features.workgroup_max).max(features.subgroup);
         let block = workgroup as usize / team * step as usize;
         let visible = shape.window.unwrap_or(context).min(context);
