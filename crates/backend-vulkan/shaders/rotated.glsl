@@ -6,6 +6,8 @@
 // words, or integers in all four bytes of a word each. Beside them, for each 64, {scale, scale · sum}; the sum of
 // integers alone.
 
+#include "half_scale.glsl"
+
 const uint FORM_FLOATS = 1;
 const uint FORM_INTEGERS = 2;
 const uint FORM_HALFS = 3;
@@ -62,19 +64,15 @@ void store_integers(RotatedRows rows, uint block, bool exists, vec4 values, bool
     }
 }
 
-// Halves get a power of two as their scale, so that the largest of a block lies in 2^14 … 2^15: nothing overflows, and
-// little is lost of what is small.
 void store_halves(RotatedRows rows, uint block, bool exists, vec4 values) {
     const uint lane = gl_LocalInvocationIndex % 32;
     const uint largest = largest_of_block(largest_of_four(values));
-    // The exponent's bits; at most 2^126, so that the inverse is a normal number too.
-    const uint exponent = largest == 0 ? 127u : clamp(largest >> 23, 15u, 267u) - 14u;
-    const float inverse = uintBitsToFloat((254u - exponent) << 23);
+    const uint exponent = half_exponent(largest);
     // Not a number if one of the block is none, or infinite.
-    const float scale = uintBitsToFloat(largest >= 0x7f800000u ? 0x7fc00000u : exponent << 23);
+    const float scale = largest >= 0x7f800000u ? uintBitsToFloat(0x7fc00000u) : scale_of(exponent);
     if (exists) {
         const uint at = place_in_tiles(block, lane);
-        const f16vec4 halves = f16vec4(values * inverse);
+        const f16vec4 halves = f16vec4(values * inverse_of(exponent));
         Uints(rows.values).at[at] = packFloat2x16(halves.xy);
         Uints(rows.values).at[at + 2] = packFloat2x16(halves.zw);
         if (lane % 16 == 0) {

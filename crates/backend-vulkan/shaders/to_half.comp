@@ -1,7 +1,7 @@
-// f32 rows → f16 rows for `matmul_matrix`. Every row gets a power of two as its scale, so that its largest magnitude is
-// in 2^14 … 2^15: nothing overflows, and little is lost of what is small. Grid: (1, rows).
+// f32 rows → f16 rows for `matmul_matrix`, each with a scale of its own (`half_scale.glsl`). Grid: (1, rows).
 
 #include "types.glsl"
+#include "half_scale.glsl"
 
 layout(push_constant, scalar) uniform Push {
     Vec4s source;
@@ -34,13 +34,10 @@ float largest(uint row) {
 void main() {
     const uint row = gl_WorkGroupID.y;
     const float most = largest(row);
-    // The exponent's bits; at most 2^126, so that the inverse is a normal number too.
-    const uint exponent = clamp(floatBitsToUint(most) >> 23, 15u, 267u) - 14u;
-    const uint bits = most > 0.0 ? exponent : 127u;
-    const float scale = uintBitsToFloat(bits << 23);
-    const float inverse = uintBitsToFloat((254u - bits) << 23);
+    const uint exponent = half_exponent(most > 0.0 ? floatBitsToUint(most) : 0u);
+    const float inverse = inverse_of(exponent);
     if (gl_LocalInvocationID.x == 0) {
-        p.scales.at[row] = scale;
+        p.scales.at[row] = scale_of(exponent);
     }
     for (uint i = gl_LocalInvocationID.x; i < p.half_pitch; i += WORKGROUP) {
         const vec4 values = i < p.pitch ? p.source.at[row * p.pitch + i] * inverse : vec4(0.0);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use tensor::{BufferId, DType, Op, Program, Rows};
+use tensor::{BufferId, Op, Program, Rows};
 
 use crate::dispatch::Dispatch;
 use crate::features::Features;
@@ -95,7 +95,7 @@ impl Recorder<'_> {
         }
         // With this much in registers already, AMD's compiler spills (`docs/vulkan-gfx1103.md`).
         let shape = attention_shape(self.buffers, op);
-        if shape.cache_dtype == DType::Q8_0 && shape.group() * shape.head_dim >= 1024 {
+        if shape.fills_registers() {
             return None;
         }
         let prepare = self.prepared_heads(*query, *key, *value, [*keys, *values], *rope);
@@ -324,7 +324,7 @@ impl Recorder<'_> {
         let floats = self.buffers.view(output);
         let dtype = gate.dtype;
         // With many columns a workgroup of whole blocks does not fit AMD's registers.
-        let shares = forms.floats || rows > 4 && self.features.subgroup_range == (32, 64);
+        let shares = forms.floats || rows > 4 && self.features.is_amd();
         let quantized = forms.quants.map(|arrangement| self.buffers.quants(output, arrangement));
         let (target, tiling) = match (quantized, shares) {
             (None, _) => (Gated::Floats(floats), shared_tiling(self.features, rows)),

@@ -1,44 +1,25 @@
 //! `evaluate` beside an original and with saved logits, as scripts see it: the built-in model and formats made of it.
 
-use std::path::PathBuf;
+mod common;
+
 use std::process::{Command, Output, Stdio};
 use std::{env, fs};
 
 use checkpoint::Checkpoint;
+use common::Folder;
 use serde_json::Value;
 use tensor::WeightBytes;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/model/tiny-q4_0.gguf");
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../LICENSE-APACHE");
 
-/// A folder that is gone at the end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let path = env::temp_dir().join(format!("lapidary-evaluate-{}-{name}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).to_string_lossy().into_owned()
-    }
-
-    /// The built-in model, its embedding in a format of fewer bits.
-    fn smaller(&self) -> String {
-        let path = self.path("smaller.gguf");
-        let output =
-            run(&["quantize", MODEL, "--format", "q4_0", "--embedding-format", "q4_0", "--output", &path, "--json"]);
-        assert!(output.status.success(), "{}", message(&output));
-        path
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+/// The built-in model, its embedding in a format of fewer bits.
+fn smaller(folder: &Folder) -> String {
+    let path = folder.path("smaller.gguf");
+    let output =
+        run(&["quantize", MODEL, "--format", "q4_0", "--embedding-format", "q4_0", "--output", &path, "--json"]);
+    assert!(output.status.success(), "{}", message(&output));
+    path
 }
 
 fn run(arguments: &[&str]) -> Output {
@@ -102,7 +83,7 @@ fn a_model_is_its_own_original() {
 #[test]
 fn saved_logits_stand_for_the_original() {
     let folder = Folder::new("saved");
-    let (smaller, top, full) = (folder.smaller(), folder.path("top"), folder.path("full"));
+    let (smaller, top, full) = (smaller(&folder), folder.path("top"), folder.path("full"));
     let beside = text(&evaluate(&smaller, &["--against", MODEL]));
     let kl = number(&beside["kl"]["mean"]);
     assert!(kl > 1e-4 && number(&beside["same_top"]) < 1.0 && beside["kl"]["tail"].is_null(), "{beside}");
@@ -144,7 +125,7 @@ fn an_interrupted_file_is_gone_on_with() {
     }
     // Those of another model are not gone on with.
     fs::write(&partial, &whole[..whole.len() - 100_000]).unwrap();
-    failure(&evaluate(&folder.smaller(), &["--save-logits", &path, "--force"]), 1, &["begun for another model"]);
+    failure(&evaluate(&smaller(&folder), &["--save-logits", &path, "--force"]), 1, &["begun for another model"]);
     assert_eq!(fs::read(&path).unwrap(), whole);
 }
 

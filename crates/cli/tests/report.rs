@@ -1,9 +1,12 @@
 //! `report`: one page that needs nothing else, looked at in a browser where there is one.
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::{env, fs};
 
+use common::Folder;
 use serde_json::Value;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/model/tiny-q4_0.gguf");
@@ -29,27 +32,6 @@ const LOOK: &str = "<script>console.log('looked');const sizes=[...document.query
     const box=svg.getBoundingClientRect();return [box.width,box.height,svg.querySelectorAll('text').length]});\
     document.body.setAttribute('data-found',JSON.stringify({sizes,\
     loaded:performance.getEntriesByType('resource').map(entry=>entry.name)}));</script></body>";
-
-/// A folder that is gone at the end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let path = env::temp_dir().join(format!("lapidary-report-{}-{name}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).to_string_lossy().into_owned()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lapidary"));

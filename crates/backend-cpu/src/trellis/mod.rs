@@ -30,9 +30,9 @@ use crate::pool::Pool;
 
 pub(crate) use rotated::{Rotated, RotatedBytes, rotate_block};
 
-/// Whether kernels for one row may take activations of 8 bits.
-pub(crate) fn takes_bytes() -> bool {
-    Level::available().contains(&Level::Avx512)
+/// Whether a level's kernels for one row may take activations of 8 bits.
+pub(crate) fn takes_bytes(level: Level) -> bool {
+    matches!(level, Level::Avx512 | Level::Amx)
 }
 
 pub(crate) use value::{Affine, Codes, DecodeCodes, DecodeValues, Values};

@@ -30,7 +30,7 @@ pub(crate) struct Rotated {
     /// Sums of the quants, `[row][block]`.
     pub(crate) sums: Aligned<i32>,
     /// The only row once more in 8 bits, if it is one and the level's kernels for one row take that.
-    pub(crate) bytes: Option<RotatedBytes>,
+    bytes: Option<RotatedBytes>,
     /// `[row][block][128]`, only there if nothing is to be rounded.
     pub(crate) values: Aligned<f32>,
     exact: bool,
@@ -59,7 +59,7 @@ impl Rotated {
             quants: Aligned::new(rounded_blocks * UNIT),
             scales: Aligned::new(rounded_blocks),
             sums: Aligned::new(rounded_blocks),
-            bytes: (!exact && super::takes_bytes()).then(|| {
+            bytes: (!exact && Level::available().into_iter().any(super::takes_bytes)).then(|| {
                 let blocks = columns.div_ceil(UNIT);
                 let (quants, scales, sums) = (Aligned::new(blocks * UNIT), Aligned::new(blocks), Aligned::new(blocks));
                 RotatedBytes { quants, scales, sums, fresh: false }
@@ -96,12 +96,13 @@ impl Rotated {
         let room = if exact { self.values.len() } else { self.quants.len() };
         assert!(rows * suh.len() <= room, "no room for {rows} rows of {columns} activations");
         (self.rows, self.blocks) = (rows, blocks);
+        let takes_bytes = super::takes_bytes(level);
         let bytes = self.bytes.as_mut().map(|bytes| {
-            bytes.fresh = rows == 1;
+            bytes.fresh = rows == 1 && takes_bytes;
             (bytes.quants.as_mut_ptr(), bytes.scales.as_mut_ptr(), bytes.sums.as_mut_ptr())
         });
         let target = Target {
-            bytes: bytes.filter(|_| rows == 1),
+            bytes: bytes.filter(|_| rows == 1 && takes_bytes),
             quants: self.quants.as_mut_ptr(),
             scales: self.scales.as_mut_ptr(),
             sums: self.sums.as_mut_ptr(),

@@ -62,8 +62,7 @@ impl Decode {
             DeviceKind::Software => (4, 64, 2),
         };
         // As many as AMD's compiler has registers for (`docs/vulkan-gfx1103.md`).
-        let many = shape.cache_dtype == DType::Q8_0 && shape.group() * shape.head_dim >= 1024;
-        let step: u32 = if features.is_amd() && many { 2 } else { step };
+        let step: u32 = if features.is_amd() && shape.fills_registers() { 2 } else { step };
         let workgroup = workgroup.min(features.workgroup_max).max(features.subgroup);
         let block = workgroup as usize / team * step as usize;
         let visible = shape.window.unwrap_or(context).min(context);

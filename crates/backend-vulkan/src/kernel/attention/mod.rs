@@ -61,6 +61,12 @@ impl AttentionShape {
         self.heads / self.kv_heads
     }
 
+    /// Whether the sums and queries of decoding take nearly all registers that AMD's compiler has
+    /// (`docs/vulkan-gfx1103.md`).
+    pub(crate) fn fills_registers(&self) -> bool {
+        self.cache_dtype == DType::Q8_0 && self.group() * self.head_dim >= 1024
+    }
+
     /// Whether the queries of a head of keys are whole blocks of a rotation.
     pub(crate) fn can_rotate(&self) -> bool {
         (self.group() * self.head_dim).is_multiple_of(BLOCK)

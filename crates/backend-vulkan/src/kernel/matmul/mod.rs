@@ -127,7 +127,7 @@ fn matrix_subgroup(features: &Features) -> Option<u32> {
 /// that such a tile does not fit into the registers.
 pub(crate) fn tile(features: &Features, dtype: DType, tokens: usize) -> Tile {
     let wide = matrix_subgroup(features) == Some(64);
-    let amd = features.subgroup_range == (32, 64);
+    let amd = features.is_amd();
     let costly = !amd && matches!(dtype, DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K);
     match (tokens, wide) {
         (..=16, false) => Tile { tokens: 16, outputs: 64, step: 64, sub: (16, 16), buffers: 1, slices: 1 },

@@ -111,7 +111,7 @@ pub(crate) fn gated_tiling(features: &Features, dtype: DType, columns: usize) ->
     }
     // On AMD more than two rows of both matrices take registers that other subgroups of the SIMD need
     // (`docs/vulkan-gfx1103.md`).
-    let amd = features.subgroup_range == (32, 64);
+    let amd = features.is_amd();
     let lanes = if amd { 8 * features.subgroup } else { 256 };
     let subgroups = (lanes / features.subgroup).clamp(1, 16).min(features.workgroup_max / features.subgroup);
     let unroll = if is_costly(dtype) && !amd { 2 } else { 1 };

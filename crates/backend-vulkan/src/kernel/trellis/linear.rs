@@ -54,13 +54,10 @@ pub(crate) fn rotated_linear(
     rows: usize,
     scratch: &TrellisScratch,
 ) -> Vec<Dispatch> {
-    let alike = |a: &(TrellisWeight, View), b: &(TrellisWeight, View)| {
-        (a.0.format.rate, a.0.format.codebook) == (b.0.format.rate, b.0.format.codebook)
-    };
     let mut dispatches = Vec::new();
     for first in (0..rows).step_by(COLUMNS_MAX) {
         let columns = COLUMNS_MAX.min(rows - first);
-        for parts in parts.chunk_by(alike).flat_map(|parts| parts.chunks(PARTS_MAX)) {
+        for parts in parts.chunk_by(|(a, _), (b, _)| a.decodes_like(b)).flat_map(|parts| parts.chunks(PARTS_MAX)) {
             let blocks = parts.iter().map(|(weight, _)| weight.outputs() / BLOCK).sum();
             let weight = parts[0].0;
             let tiling = Tiling::new(features, 1, blocks, weight.groups(), columns);

@@ -176,10 +176,7 @@ fn dispatch(
     (tiling, matrices, epilogue): (Tiling, usize, u32),
 ) -> Dispatch {
     let weight = weights[0];
-    let same = |other: &TrellisWeight| {
-        let formats = (other.format.rate, other.format.codebook) == (weight.format.rate, weight.format.codebook);
-        formats && other.inputs() == weight.inputs()
-    };
+    let same = |other: &TrellisWeight| other.decodes_like(&weight) && other.inputs() == weight.inputs();
     assert!(weights.len() <= PARTS_MAX && weights.iter().all(same), "{weights:?}");
     let mut constants = format_constants(&weight);
     constants.extend([columns as u32, tiling.split, epilogue, u32::from(features.is_amd())]);

@@ -24,6 +24,11 @@ pub(crate) struct TrellisWeight {
 }
 
 impl TrellisWeight {
+    /// Whether tiles of both are decoded in the same way.
+    pub(crate) fn decodes_like(&self, other: &TrellisWeight) -> bool {
+        (self.format.rate, self.format.codebook) == (other.format.rate, other.format.codebook)
+    }
+
     /// Inputs with padding.
     pub(crate) fn inputs(&self) -> usize {
         self.columns.next_multiple_of(BLOCK)
