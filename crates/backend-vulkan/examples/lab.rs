@@ -3,6 +3,7 @@
 //! - `lab [TOKENS] [plain]`: products of matrices;
 //! - `lab matvec`: what a decoding pass consists of, in several variants;
 //! - `lab layer`: a layer's products and norms in decoding, one behind the other;
+//! - `lab attention`: a token's attention at several depths;
 //! - `lab trellis`: a layer's products with trellis weights;
 //! - `lab ffn [HIDDEN INNER]`: a feed-forward layer beside plain shaders, by default that of the 27B model;
 //! - `lab upload FILE|GIB`: weights onto the device, from a file or from memory, beside reading and copying alone.
@@ -38,6 +39,7 @@ fn run(arguments: &[&str]) -> Result<(), Box<dyn Error>> {
     match arguments {
         ["matvec", ..] => backend_vulkan::measure_matvec(index, out)?,
         ["layer", ..] => backend_vulkan::measure_layer(index, out)?,
+        ["attention"] => backend_vulkan::measure_attention(index, out)?,
         ["trellis"] => backend_vulkan::measure_trellis(index, out)?,
         ["ffn"] => drop(backend_vulkan::measure_ffn(index, 5376, 21_504, out)?),
         ["ffn", hidden, inner] => drop(backend_vulkan::measure_ffn(index, hidden.parse()?, inner.parse()?, out)?),

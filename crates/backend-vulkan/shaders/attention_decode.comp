@@ -11,6 +11,7 @@
 //! for CACHE in f32 f16 q8_0
 
 #include "types.glsl"
+#include "announce.glsl"
 #include "arrive.glsl"
 #include "attention.glsl"
 #include "head.glsl"
@@ -26,6 +27,9 @@ layout(constant_id = 9) const float EPSILON = 0.0; // added to the mean square o
 layout(constant_id = 10) const uint ORDER = 0; // of halves of the result in 8 bits
 // The form in which the result, of whole blocks of 128, goes out rotated, and in no other form; 0 if it does not.
 layout(constant_id = 11) const uint ROTATES = 0;
+// Workgroups of the next dispatch that wait for this one, which is about a single token. Their marks lie behind the
+// counters.
+layout(constant_id = 12) const uint AWAITED = 0;
 const uint SPLITS_MAX = 32;
 const uint TEAMS = WORKGROUP / TEAM;
 const uint BLOCK = TEAMS * STEP;
@@ -35,15 +39,20 @@ const uint FOURS = VECTORS * (VECTOR / 4);
 const uint WIDTH = GROUP * HEAD_DIM;
 const uint FETCHED = STEP * VECTORS; // vectors of keys, and of values, that a lane has in flight
 const uint QUERIED = GROUP * FOURS; // vectors of queries of a lane
+const uint LINES = HEAD_DIM / VECTOR; // of a head in the caches
+// Teams of a subgroup; how many of them share the elements of their sum, as far as these can be halved; and the sums
+// that a lane has then.
+const uint TOGETHER = SUBGROUP / TEAM;
+const uint SHARING = FOURS % 4 == 0 && TOGETHER >= 4 ? 4 : FOURS % 2 == 0 && TOGETHER >= 2 ? 2 : 1;
+const uint KEPT = FOURS / SHARING;
+// Heads whose sums subgroups exchange at a time, in 16 KiB if that is enough for one.
+const uint FITTING = 4096 / (SUBGROUPS * HEAD_DIM);
+const uint AT_ONCE = FITTING > 1 ? FITTING : 1;
+const uint ABREAST = AT_ONCE < GROUP ? AT_ONCE : GROUP;
 
 // Members and not blocks: the compiler ignores the qualifier of a block behind a pointer.
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer Partials { devicecoherent float at[]; };
 layout(buffer_reference, scalar, buffer_reference_align = 8) buffer Statistics { devicecoherent vec2 at[]; };
-
-// What is read must be what memory has: compilers that know what was written leave out its rounding.
-layout(buffer_reference, scalar, buffer_reference_align = 8) buffer WrittenHalfs { volatile uvec2 at[]; };
-layout(buffer_reference, scalar, buffer_reference_align = 4) buffer WrittenBytes { volatile uint at[]; };
-layout(buffer_reference, scalar, buffer_reference_align = 2) buffer WrittenScales { volatile float16_t at[]; };
 
 layout(push_constant, scalar) uniform Push {
     Floats query;
@@ -66,16 +75,29 @@ layout(push_constant, scalar) uniform Push {
     float scale;           // times log2(e)
 } p;
 
-shared float joined[SUBGROUPS * HEAD_DIM];
+shared float joined[ABREAST * SUBGROUPS * HEAD_DIM];
 shared vec2 joined_statistics[SUBGROUPS * GROUP];
 shared float result[WIDTH]; // with PREPARES the queries until positions have been gone through
-shared float own[2 * HEAD_DIM]; // key and value of the token's own position, as the caches round them
+// Key and value of the token's own position: as they were prepared, and as they lie in the caches.
+shared float own[2 * HEAD_DIM];
+shared uint own_words[2 * LINES * 4];
+#if defined(CACHE_Q8_0)
+shared float own_scales[2 * (HEAD_DIM + 31) / 32];
+#endif
 shared vec2 split_statistics[SPLITS_MAX * GROUP];
+
+// A head as the projections left it: pairs of a lane.
+float head_x[PAIRS];
+float head_y[PAIRS];
 
 // The state of a team: for each head the largest score, the sum of weights, and this lane's part of the weighted sum.
 float largest[GROUP];
 float sum[GROUP];
 vec4 mixed[QUERIED];
+
+// The keys and values that this lane has in flight. Global: compilers put arrays that are handed on into memory.
+Raw keys[FETCHED];
+Raw values[FETCHED];
 
 // Where the head of a vector of this lane begins in a row of keys, of values, or of one head of queries.
 uint lane_column(uint vector) {
@@ -88,79 +110,66 @@ uint partials_start() {
     return (statistics + 31) / 32 * 64;
 }
 
-// What the cache's format made of the elements `x` that this lane has just written. Of a block's scale only the first
-// lane knows that it was written.
-vec4 written_four(Uvec4s cache, uint line, uint column, vec4 x) {
-#if defined(CACHE_F32)
-    return x;
-#elif defined(CACHE_F16)
-    const uvec2 bits = WrittenHalfs(cache).at[line * 2 + column / 4];
-    return vec4(unpackHalf2x16(bits.x), unpackHalf2x16(bits.y));
-#elif defined(CACHE_Q8_0)
-    float scale = 0.0;
-    if (column % 32 == 0) {
-        scale = float(WrittenScales(cache).at[(line + CACHE_WIDTH / 16) * 8 + column / 32]);
+// Loads head number `head` of queries, or behind them key and value.
+void load_head(uint token, uint kv_head, uint head) {
+    if (head < GROUP) {
+        load_pairs(p.query, token * p.pitch + kv_head * WIDTH + head * HEAD_DIM, head_x, head_y);
+    } else if (head < GROUP + 2) {
+        const uint kv_pitch = (gl_NumWorkGroups.y * HEAD_DIM + 31) / 32 * 32;
+        load_pairs(head == GROUP ? p.key : p.value, token * kv_pitch + kv_head * HEAD_DIM, head_x, head_y);
     }
-    const vec4 quants = vec4(unpack8(int(WrittenBytes(cache).at[line * 4 + column / 4])));
-    return quants * subgroupShuffle(scale, gl_SubgroupInvocationID / 8 * 8);
-#endif
 }
 
-// Writes a head that `own` has at `at` into a cache, and takes back what its format made of it.
-void store_own(Uvec4s cache, uint line, uint column, uint at) {
+// Writes the key or the value (`which`), which is in `own`, into a cache, and keeps what the cache's format makes of it.
+// For one subgroup.
+void store_own(Uvec4s cache, uint line, uint column, uint which) {
     for (uint i = gl_SubgroupInvocationID * 4; i < HEAD_DIM; i += SUBGROUP * 4) {
-        const uint from = at + i;
-        const vec4 x = vec4(own[from], own[from + 1], own[from + 2], own[from + 3]);
-        cache_store(cache, line, column + i, x);
-        const vec4 rounded = written_four(cache, line, column + i, x);
-        [[unroll]] for (uint j = 0; j < 4; j++) {
-            own[from + j] = rounded[j];
+        const uint from = which * HEAD_DIM + i;
+        const PackedFour packed = cache_pack(vec4(own[from], own[from + 1], own[from + 2], own[from + 3]));
+        cache_store_packed(cache, line, column + i, packed);
+        [[unroll]] for (uint word = 0; word < FOUR_WORDS; word++) {
+            own_words[from / 4 * FOUR_WORDS + word] = packed.words[word];
         }
+#if defined(CACHE_Q8_0)
+        if (i % 32 == 0) {
+            own_scales[from / 32] = unpackHalf2x16(packed.scale).x;
+        }
+#endif
     }
 }
 
-// Prepares the queries and, where `has_own`, key and value of the token, a subgroup each. The next barrier is also that
-// for `own`.
+// Prepares the queries and, where `has_own`, key and value of the token, a subgroup each, whose first heads are loaded.
 void prepare_heads(uint token, uint kv_head, uvec4 what, bool has_own) {
-    const uint kv_pitch = (gl_NumWorkGroups.y * HEAD_DIM + 31) / 32 * 32;
-    const uint column = kv_head * HEAD_DIM;
     const uint heads = has_own ? GROUP + 2 : GROUP;
     for (uint head = gl_SubgroupID; head < heads; head += SUBGROUPS) {
-        Floats source = p.query;
-        Floats weight = p.query_weight;
-        uint start = token * p.pitch + kv_head * WIDTH + head * HEAD_DIM;
-        if (head >= GROUP) {
-            source = head == GROUP ? p.key : p.value;
-            weight = p.key_weight;
-            start = token * kv_pitch + column;
+        if (head >= SUBGROUPS) {
+            load_head(token, kv_head, head);
         }
-        float x[PAIRS];
-        float y[PAIRS];
-        load_pairs(source, start, x, y);
         if (head <= GROUP) {
-            normalize_and_turn(weight, EPSILON, p.tables, what.y, x, y);
+            normalize_and_turn(head < GROUP ? p.query_weight : p.key_weight, EPSILON, p.tables, what.y, head_x, head_y);
         }
         [[unroll]] for (uint n = 0; n < PAIRS; n++) {
             const uint i = pair_index(n);
             if (i < HALF && head < GROUP) {
-                result[head * HEAD_DIM + i] = x[n];
-                result[head * HEAD_DIM + i + HALF] = y[n];
+                result[head * HEAD_DIM + i] = head_x[n];
+                result[head * HEAD_DIM + i + HALF] = head_y[n];
             } else if (i < HALF) {
-                own[(head - GROUP) * HEAD_DIM + i] = x[n];
-                own[(head - GROUP) * HEAD_DIM + i + HALF] = y[n];
+                own[(head - GROUP) * HEAD_DIM + i] = head_x[n];
+                own[(head - GROUP) * HEAD_DIM + i + HALF] = head_y[n];
             }
         }
     }
     barrier();
     if (has_own) {
         const uint line = cache_line(what.z, p.ring, what.y);
-        for (uint head = gl_SubgroupID; head < 2; head += SUBGROUPS) {
-            if (head == 0) {
-                store_own(p.keys, line, column, 0);
+        for (uint which = gl_SubgroupID; which < 2; which += SUBGROUPS) {
+            if (which == 0) {
+                store_own(p.keys, line, kv_head * HEAD_DIM, 0);
             } else {
-                store_own(p.values, line, column, HEAD_DIM);
+                store_own(p.values, line, kv_head * HEAD_DIM, 1);
             }
         }
+        barrier();
     }
 }
 
@@ -173,40 +182,21 @@ vec4 query_four(uint token, uint kv_head, uint g, uint i) {
     return Vec4s(p.query).at[(token * p.pitch + kv_head * WIDTH + from) / 4];
 }
 
-vec4 own_four(uint at, uint i) {
-    const uint from = at + lane_column(i / (VECTOR / 4)) + i % (VECTOR / 4) * 4;
-    return vec4(own[from], own[from + 1], own[from + 2], own[from + 3]);
-}
-
-// Gives the first team the token's own position.
-void attend_own(vec4 query[QUERIED]) {
-    barrier();
-    const bool mine = invocation() < TEAM;
-    [[unroll]] for (uint g = 0; g < GROUP; g++) {
-        vec4 sums = vec4(0);
-        [[unroll]] for (uint i = 0; i < FOURS; i++) {
-            sums += query[g * FOURS + i] * own_four(0, i);
-        }
-        float score = (sums.x + sums.y) + (sums.z + sums.w);
-        [[unroll]] for (uint offset = 1; offset < TEAM; offset *= 2) {
-            score += subgroupShuffleXor(score, offset);
-        }
-        score = mine ? score : 2.0 * LOWEST;
-        const float before = largest[g];
-        largest[g] = max(before, score);
-        const float factor = exp2(before - largest[g]);
-        const float weight = exp2(score - largest[g]);
-        sum[g] = sum[g] * factor + weight;
-        [[unroll]] for (uint i = 0; i < FOURS; i++) {
-            mixed[g * FOURS + i] = mixed[g * FOURS + i] * factor + weight * own_four(HEAD_DIM, i);
-        }
-    }
+// A vector of the token's own key or value (`which`).
+Raw own_fetch(uint which, uint vector) {
+    const uint column = which * HEAD_DIM + lane_column(vector);
+    const uint from = column / VECTOR * 4;
+    Raw raw;
+    raw.bits = uvec4(own_words[from], own_words[from + 1], own_words[from + 2], own_words[from + 3]);
+#if defined(CACHE_Q8_0)
+    raw.scale = own_scales[column / 32];
+#endif
+    return raw;
 }
 
 // The keys and values of this team's positions of the block from `start` on, of `count` positions; those beyond are the
 // last.
-void fetch(uint kv_head, uint first_row, uint ring_begin, uint start, uint count, out Raw keys[FETCHED],
-    out Raw values[FETCHED]) {
+void fetch(uint kv_head, uint first_row, uint ring_begin, uint start, uint count) {
     const uint last = max(count, 1) - 1;
     [[unroll]] for (uint n = 0; n < STEP; n++) {
         const uint index = min(start + n * TEAMS + invocation() / TEAM, last);
@@ -218,16 +208,28 @@ void fetch(uint kv_head, uint first_row, uint ring_begin, uint start, uint count
     }
 }
 
-// Goes through this team's part of the `count` positions from `begin` on. With `has_own`, only with PREPARES, the
-// token's own position is one more.
+// Puts the token's own key and value, the last of `count` positions, where this team's part of a block has that position.
+// What is there of positions behind it was never written, perhaps: it must be a number.
+void fetch_own(uint start, uint count) {
+    [[unroll]] for (uint n = 0; n < STEP; n++) {
+        if (start + n * TEAMS + invocation() / TEAM + 1 >= count) {
+            [[unroll]] for (uint v = 0; v < VECTORS; v++) {
+                keys[n * VECTORS + v] = own_fetch(0, v);
+                values[n * VECTORS + v] = own_fetch(1, v);
+            }
+        }
+    }
+}
+
+// Goes through this team's part of the `count` positions from `begin` on. With `has_own`, only with PREPARES, the last
+// of them is the token's own.
 void attend(uint token, uint kv_head, uvec4 what, uint begin, uint count, bool has_own) {
     const uint team = invocation() / TEAM;
     const uint first_row = what.z * p.ring;
     const uint ring_begin = begin % p.ring;
-    Raw keys[FETCHED];
-    Raw values[FETCHED];
     // The first ones are on their way while heads are prepared.
-    fetch(kv_head, first_row, ring_begin, 0, count, keys, values);
+    const uint cached = has_own ? count - 1 : count;
+    fetch(kv_head, first_row, ring_begin, 0, cached);
     if (PREPARES) {
         prepare_heads(token, kv_head, what, has_own);
     }
@@ -242,7 +244,10 @@ void attend(uint token, uint kv_head, uvec4 what, uint begin, uint count, bool h
     }
     [[dont_unroll]] for (uint start = 0; start < count; start += BLOCK) {
         if (start > 0) {
-            fetch(kv_head, first_row, ring_begin, start, count, keys, values);
+            fetch(kv_head, first_row, ring_begin, start, cached);
+        }
+        if (PREPARES && has_own && start + BLOCK >= count) {
+            fetch_own(start, count);
         }
         float scores[GROUP * STEP];
         [[unroll]] for (uint n = 0; n < STEP; n++) {
@@ -289,12 +294,15 @@ void attend(uint token, uint kv_head, uvec4 what, uint begin, uint count, bool h
             }
         }
     }
-    if (PREPARES && has_own) {
-        attend_own(query);
-    }
 }
 
-// Joins the teams of each subgroup: all of them then have the subgroup's state.
+// The sum of one of two with the partner's: of `high` in the lane whose number has the bit `offset`, of `low` in the other.
+vec4 exchange(vec4 low, vec4 high, uint offset) {
+    const bool upper = (gl_SubgroupInvocationID & offset) != 0;
+    return (upper ? high : low) + subgroupShuffleXor(upper ? low : high, offset);
+}
+
+// Joins the teams of each subgroup. Teams that share elements exchange halves: of four, each has a quarter then.
 void join_teams() {
     [[unroll]] for (uint g = 0; g < GROUP; g++) {
         const float own = largest[g];
@@ -306,50 +314,88 @@ void join_teams() {
         [[unroll]] for (uint i = 0; i < FOURS; i++) {
             mixed[g * FOURS + i] *= factor;
         }
+        // Written out for both halvings: what compilers can't tell the index of, they put into memory.
+        if (SHARING >= 2) {
+            [[unroll]] for (uint i = 0; i < FOURS / 2; i++) {
+                mixed[g * FOURS + i] = exchange(mixed[g * FOURS + i], mixed[g * FOURS + FOURS / 2 + i], TEAM);
+            }
+        }
+        if (SHARING >= 4) {
+            [[unroll]] for (uint i = 0; i < FOURS / 4; i++) {
+                mixed[g * FOURS + i] = exchange(mixed[g * FOURS + i], mixed[g * FOURS + FOURS / 4 + i], 2 * TEAM);
+            }
+        }
         [[unroll]] for (uint offset = TEAM; offset < SUBGROUP; offset *= 2) {
             sum[g] += subgroupShuffleXor(sum[g], offset);
-            [[unroll]] for (uint i = 0; i < FOURS; i++) {
+        }
+        [[unroll]] for (uint offset = TEAM * SHARING; offset < SUBGROUP; offset *= 2) {
+            [[unroll]] for (uint i = 0; i < KEPT; i++) {
                 mixed[g * FOURS + i] += subgroupShuffleXor(mixed[g * FOURS + i], offset);
             }
         }
     }
 }
 
-// Joins the subgroups: `result` then holds the weighted sums, and the state is the workgroup's.
-void join_subgroups() {
+// The first of the fours of a team that this lane has when teams are joined.
+uint kept_four() {
+    const uint team = gl_SubgroupInvocationID / TEAM;
+    const uint half_of = SHARING >= 2 ? team % 2 * (FOURS / 2) : 0;
+    return half_of + (SHARING >= 4 ? team / 2 % 2 * (FOURS / 4) : 0);
+}
+
+// Shows the other subgroups the sums of `ABREAST` heads from `first` on.
+void show_sums(uint first) {
+    if (gl_SubgroupInvocationID >= TEAM * SHARING) {
+        return;
+    }
+    [[unroll]] for (uint g = 0; g < GROUP; g++) {
+        if (g < first || g >= first + ABREAST) {
+            continue;
+        }
+        [[unroll]] for (uint i = 0; i < KEPT; i++) {
+            const uint four = kept_four() + i;
+            const uint to = ((g - first) * SUBGROUPS + gl_SubgroupID) * HEAD_DIM + lane_column(four / (VECTOR / 4)) +
+                four % (VECTOR / 4) * 4;
+            [[unroll]] for (uint j = 0; j < 4; j++) {
+                joined[to + j] = mixed[g * FOURS + i][j];
+            }
+        }
+    }
+}
+
+// Joins the subgroups. Where the workgroup is alone `result` then holds the weighted sums divided by the sums of
+// weights; otherwise memory has its weighted sums and its statistics, as part number `part`.
+void join_subgroups(bool alone, uint part) {
     if (gl_SubgroupInvocationID == 0) {
         [[unroll]] for (uint g = 0; g < GROUP; g++) {
             joined_statistics[gl_SubgroupID * GROUP + g] = vec2(largest[g], sum[g]);
         }
     }
-    barrier();
-    [[unroll]] for (uint g = 0; g < GROUP; g++) {
-        const float own = largest[g];
-        for (uint i = 0; i < SUBGROUPS; i++) {
-            largest[g] = max(largest[g], joined_statistics[i * GROUP + g].x);
-        }
-        sum[g] = 0.0;
-        for (uint i = 0; i < SUBGROUPS; i++) {
-            const vec2 other = joined_statistics[i * GROUP + g];
-            sum[g] += other.y * exp2(other.x - largest[g]);
-        }
-        if (gl_SubgroupInvocationID < TEAM) {
-            const float factor = exp2(own - largest[g]);
-            [[unroll]] for (uint i = 0; i < FOURS; i++) {
-                const uint to = gl_SubgroupID * HEAD_DIM + lane_column(i / (VECTOR / 4)) + i % (VECTOR / 4) * 4;
-                const vec4 four = mixed[g * FOURS + i] * factor;
-                [[unroll]] for (uint j = 0; j < 4; j++) {
-                    joined[to + j] = four[j];
+    [[unroll]] for (uint first = 0; first < GROUP; first += ABREAST) {
+        show_sums(first);
+        barrier();
+        for (uint i = invocation(); i < min(ABREAST, GROUP - first) * HEAD_DIM; i += WORKGROUP) {
+            const uint g = first + i / HEAD_DIM;
+            float most = LOWEST;
+            [[unroll]] for (uint j = 0; j < SUBGROUPS; j++) {
+                most = max(most, joined_statistics[j * GROUP + g].x);
+            }
+            float weights = 0.0;
+            float all = 0.0;
+            [[unroll]] for (uint j = 0; j < SUBGROUPS; j++) {
+                const vec2 statistics = joined_statistics[j * GROUP + g];
+                const float factor = exp2(statistics.x - most);
+                weights += statistics.y * factor;
+                all += joined[(i / HEAD_DIM * SUBGROUPS + j) * HEAD_DIM + i % HEAD_DIM] * factor;
+            }
+            if (alone) {
+                result[first * HEAD_DIM + i] = all / weights;
+            } else {
+                Partials(p.statistics).at[partials_start() + part * WIDTH + first * HEAD_DIM + i] = all;
+                if (i % HEAD_DIM == 0) {
+                    p.statistics.at[part * GROUP + g] = vec2(most, weights);
                 }
             }
-        }
-        barrier();
-        for (uint i = invocation(); i < HEAD_DIM; i += WORKGROUP) {
-            float all = 0.0;
-            for (uint j = 0; j < SUBGROUPS; j++) {
-                all += joined[j * HEAD_DIM + i];
-            }
-            result[g * HEAD_DIM + i] = all;
         }
         barrier();
     }
@@ -380,26 +426,13 @@ void join_splits(uint first_split, uint splits) {
     barrier();
 }
 
-// Writes the result in 8 bits too, 16 values an invocation.
+// Writes the result in 8 bits too.
 void quantize_result(uint token, uint kv_head) {
     const uint halves = gl_NumWorkGroups.y * (WIDTH / 16);
-    for (uint i = invocation(); i < WIDTH / 16; i += WORKGROUP) {
-        uint largest = 0;
-        for (uint j = i / 2 * 32; j < i / 2 * 32 + 32; j += 4) {
-            largest = max(largest, largest_of_four(vec4(result[j], result[j + 1], result[j + 2], result[j + 3])));
-        }
-        const vec2 scale = scale_and_inverse(largest);
-        uvec4 packed;
-        int total = 0;
-        [[unroll]] for (uint word = 0; word < 4; word++) {
-            const uint j = i * 16 + word * 4;
-            const ivec4 rounded = round_four(vec4(result[j], result[j + 1], result[j + 2], result[j + 3]), scale.y);
-            packed[word] = pack_four(rounded);
-            total += rounded.x + rounded.y + rounded.z + rounded.w;
-        }
-        const uint at = token * halves + place_of_half(ORDER, halves, kv_head * (WIDTH / 16) + i);
-        Uvec4s(p.quantized).at[at] = packed;
-        Vec2s(p.meta).at[at] = vec2(scale.x, scale.x * float(total));
+    QuantsRow target = QuantsRow(Uints(p.quantized), Vec2s(p.meta), token, halves, ORDER, false);
+    for (uint i = invocation(); i < WIDTH / 4; i += WORKGROUP) {
+        const uint j = 4 * i;
+        quantize(target, kv_head * (WIDTH / 4) + i, vec4(result[j], result[j + 1], result[j + 2], result[j + 3]));
     }
 }
 
@@ -418,23 +451,14 @@ void rotate_result(uint token, uint kv_head) {
     }
 }
 
-// Hands this workgroup's part to whoever is last; true for the last.
-bool hand_over(uint row, uint split, uint splits) {
-    for (uint i = invocation(); i < WIDTH; i += WORKGROUP) {
-        Partials(p.statistics).at[partials_start() + (row * gl_NumWorkGroups.x + split) * WIDTH + i] = result[i];
-    }
-    if (invocation() == 0) {
-        [[unroll]] for (uint g = 0; g < GROUP; g++) {
-            p.statistics.at[(row * gl_NumWorkGroups.x + split) * GROUP + g] = vec2(largest[g], sum[g]);
-        }
-    }
-    return is_last(p.counters, row, splits);
-}
-
 void main() {
     const uint split = gl_WorkGroupID.x;
     const uint kv_head = gl_WorkGroupID.y;
     const uint token = gl_WorkGroupID.z;
+    if (PREPARES) {
+        // On their way while the position is.
+        load_head(token, kv_head, gl_SubgroupID);
+    }
     const uvec4 what = p.tokens.at[token];
     const uint first = first_visible(what.y, p.window);
     const uint count = what.y - first + 1;
@@ -444,34 +468,31 @@ void main() {
     if (split >= splits) {
         return;
     }
-    const bool has_own = PREPARES && split + 1 == splits;
     const uint begin = split * share;
-    const uint end = min(count, begin + share) - (has_own ? 1 : 0);
-    attend(token, kv_head, what, first + begin, end - begin, has_own);
+    const uint end = min(count, begin + share);
+    attend(token, kv_head, what, first + begin, end - begin, PREPARES && split + 1 == splits);
     join_teams();
-    join_subgroups();
     const uint row = token * gl_NumWorkGroups.y + kv_head;
-    if (splits == 1) {
-        [[unroll]] for (uint g = 0; g < GROUP; g++) {
-            for (uint i = invocation(); i < HEAD_DIM; i += WORKGROUP) {
-                result[g * HEAD_DIM + i] /= sum[g];
-            }
-        }
-        barrier();
-    } else {
-        if (!hand_over(row, split, splits)) {
+    join_subgroups(splits == 1, row * gl_NumWorkGroups.x + split);
+    if (splits > 1) {
+        // Whoever is last joins the parts.
+        if (!is_last(p.counters, row, splits)) {
             return;
         }
         join_splits(row * gl_NumWorkGroups.x, splits);
     }
     if (ROTATES != 0) {
         rotate_result(token, kv_head);
-        return;
-    }
-    for (uint i = invocation(); i < WIDTH; i += WORKGROUP) {
-        Floats(p.target).at[token * p.pitch + kv_head * WIDTH + i] = result[i];
+    } else {
+        for (uint i = invocation(); i < WIDTH; i += WORKGROUP) {
+            Floats(p.target).at[token * p.pitch + kv_head * WIDTH + i] = result[i];
+        }
     }
     if (QUANTIZE) {
         quantize_result(token, kv_head);
+    }
+    if (AWAITED > 0) {
+        const uint heads = gl_NumWorkGroups.y;
+        announce(p.counters, AWAITED, heads + kv_head, heads);
     }
 }

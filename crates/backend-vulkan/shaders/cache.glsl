@@ -105,15 +105,24 @@ uvec2 block_scale(uint largest) {
     return uvec2(half_bits(scale), reciprocal(scale));
 }
 
-// Writes four elements at a column that is a multiple of 4, to the bit as the reference rounds them. In Q8_0 eight
-// neighbouring lanes write a block of 32 together, its first elements in a lane that is a multiple of 8.
-void cache_store(Uvec4s cache, uint line, uint column, vec4 x) {
+// Four elements as they lie in a cache: the first `FOUR_WORDS` words of `words`, and in Q8_0 the bits of the block's
+// scale.
+struct PackedFour {
+    uvec4 words;
+    uint scale;
+};
+const uint FOUR_WORDS = 16 / VECTOR;
+
+// Four elements from a column that is a multiple of 4, to the bit as the reference rounds them. In Q8_0 eight
+// neighbouring lanes pack a block of 32 together, its first elements in a lane that is a multiple of 8.
+PackedFour cache_pack(vec4 x) {
     const uvec4 bits = floatBitsToUint(x);
 #if defined(CACHE_F32)
-    cache.at[line + column / 4] = bits;
+    return PackedFour(bits, 0);
 #elif defined(CACHE_F16)
-    Uvec2s(cache).at[line * 2 + column / 4] =
-        uvec2(half_bits(bits.x) | half_bits(bits.y) << 16, half_bits(bits.z) | half_bits(bits.w) << 16);
+    const uint low = half_bits(bits.x) | half_bits(bits.y) << 16;
+    const uint high = half_bits(bits.z) | half_bits(bits.w) << 16;
+    return PackedFour(uvec4(low, high, 0, 0), 0);
 #elif defined(CACHE_Q8_0)
     // Bits of magnitudes are in the order of the numbers, with those of NaN above all.
     const uvec4 sizes = bits & 0x7fffffff;
@@ -128,10 +137,26 @@ void cache_store(Uvec4s cache, uint line, uint column, vec4 x) {
             quants[i] = round_product(bits[i], scale.y);
         }
     }
-    ByteFours(cache).at[line * 4 + column / 4] = i8vec4(quants);
+    const uvec4 bytes = uvec4(quants) & 255u;
+    return PackedFour(uvec4(bytes.x | bytes.y << 8 | bytes.z << 16 | bytes.w << 24, 0, 0, 0), scale.x);
+#endif
+}
+
+// Writes four packed elements at their column.
+void cache_store_packed(Uvec4s cache, uint line, uint column, PackedFour packed) {
+#if defined(CACHE_F32)
+    cache.at[line + column / 4] = packed.words;
+#elif defined(CACHE_F16)
+    Uvec2s(cache).at[line * 2 + column / 4] = packed.words.xy;
+#elif defined(CACHE_Q8_0)
+    Uints(cache).at[line * 4 + column / 4] = packed.words.x;
     if (column % 32 == 0) {
         const uint block = column / 32;
-        Ushorts(cache).at[(line + CACHE_WIDTH / 16) * 8 + block] = uint16_t(scale.x);
+        Ushorts(cache).at[(line + CACHE_WIDTH / 16) * 8 + block] = uint16_t(packed.scale);
     }
 #endif
+}
+
+void cache_store(Uvec4s cache, uint line, uint column, vec4 x) {
+    cache_store_packed(cache, line, column, cache_pack(x));
 }

@@ -38,7 +38,7 @@ void normalize_and_turn(Floats weight, float epsilon, Vec2s tables, uint positio
     [[unroll]] for (uint n = 0; n < PAIRS; n++) {
         squares += x[n] * x[n] + y[n] * y[n];
     }
-    const float inverse = 1.0 / sqrt(subgroupAdd(squares) / float(HEAD_DIM) + epsilon);
+    const float inverse = inversesqrt(subgroupAdd(squares) / float(HEAD_DIM) + epsilon);
     [[unroll]] for (uint n = 0; n < PAIRS; n++) {
         const vec2 a = fine[n];
         const vec2 b = coarse[n];

@@ -10,7 +10,7 @@
 #include "format/{FORMAT}.glsl"
 #include "matvec.glsl"
 
-Raw raw[UNROLL * TAKEN];
+Raw raw[(UNROLL > AHEAD ? UNROLL : AHEAD) * TAKEN];
 
 #ifdef ACTIVATIONS_INT8
 
@@ -115,6 +115,20 @@ void main() {
     const Place at = place();
     clear_sums();
     uint unit = first_unit(at);
+    if (ANNOUNCING > 0) {
+        [[unroll]] for (uint i = 0; i < AHEAD; i++) {
+            if (unit + i * STRIDE < p.units) {
+                load(at, unit + i * STRIDE, i * TAKEN);
+            }
+        }
+        wait_for(Uints(p.arrivals), gl_WorkGroupID.x, ANNOUNCING);
+        [[unroll]] for (uint i = 0; i < AHEAD; i++) {
+            if (unit + i * STRIDE < p.units) {
+                accumulate(unit + i * STRIDE, i * TAKEN);
+            }
+        }
+        unit += AHEAD * STRIDE;
+    }
     if (UNROLL > 1) {
         for (; unit + (UNROLL - 1) * STRIDE < p.units; unit += UNROLL * STRIDE) {
             [[unroll]] for (uint i = 0; i < UNROLL; i++) {

@@ -6,6 +6,7 @@
 // matrices of one format and one width, which have the same input, are multiplied by one dispatch: their workgroups
 // stand one after the other. Grid: (workgroups).
 
+#include "announce.glsl"
 #include "arrive.glsl"
 #include "gelu.glsl"
 #include "quantize.glsl"
@@ -27,6 +28,11 @@ layout(constant_id = 10) const bool TARGET_HALF_SCALES = false;
 // Lanes at a row.
 layout(constant_id = 11) const uint LANES = 32;
 
+// Units that are loaded before this waits for the dispatch before it, and the workgroups of that; 0 if there was a
+// barrier.
+layout(constant_id = 12) const uint AHEAD = 0;
+layout(constant_id = 13) const uint ANNOUNCING = 0;
+
 const uint SUBGROUPS = WORKGROUP / SUBGROUP;
 const uint SETS = SUBGROUPS / SPLIT;
 // Rows side by side in a subgroup, rows that a workgroup computes, and rows that a lane multiplies for them.
@@ -45,7 +51,8 @@ layout(push_constant, scalar) uniform Push {
     uvec2 activations;
     uvec2 sums;
     uvec2 target_sums;      // for quantized results
-    uvec2 arrivals;         // workgroups that have written their part of each block of 32; zero before and after
+    uvec2 arrivals;         // workgroups that have written their part of each block of 32; zero before and after;
+                            // with ANNOUNCING marks
     uint rows[3];
     uint pitch;             // uvec4s of a row of weights
     uint units;             // of a row

@@ -6,6 +6,7 @@
 // A row stays in registers: each invocation holds `HELD` fours of it.
 
 #include "types.glsl"
+#include "announce.glsl"
 #include "quantize.glsl"
 #include "rotate.glsl"
 #include "rotated.glsl"
@@ -19,6 +20,9 @@ layout(constant_id = 5) const bool WRITES_QUANTS = true;
 layout(constant_id = 6) const uint ORDER = 0; // of halves
 layout(constant_id = 7) const uint ROTATES = 0; // the form of what is rotated, if it is
 
+// Workgroups of the next dispatch that wait for this one.
+layout(constant_id = 8) const uint AWAITED = 0;
+
 layout(push_constant, scalar) uniform Push {
     Vec4s update;
     Vec4s first;
@@ -30,10 +34,12 @@ layout(push_constant, scalar) uniform Push {
     Halfs scales;       // with ROTATES those of the inputs of the next products
     Uints ahead;        // what comes next
     Uints sink;         // written only if the compiler could not know better
+    Uints marks;        // with AWAITED
     uint touches;
     uint rows;
     uint fours; // of a row; its width is a multiple of 4
     uint pitch; // vec4s from one row to the next
+    float share; // of an element in a mean
     float first_epsilon;
     float second_epsilon;
 } p;
@@ -44,7 +50,7 @@ const bool NORMS = WRITES_FLOATS || WRITES_QUANTS || ROTATES != 0;
 #include "workgroup_sum.glsl"
 
 float inverse_root(uint round, float squares, float epsilon) {
-    return 1.0 / sqrt(sum_of_workgroup(round, squares) / float(4 * p.fours) + epsilon);
+    return inversesqrt(sum_of_workgroup(round, squares) * p.share + epsilon);
 }
 
 // Words from one touch to the next: a page of 2 MiB.
@@ -73,6 +79,25 @@ void store_normed(uint at, vec4 normed) {
     const uint blocks = (p.fours + 31) / 32;
     const RotatedRows rows = RotatedRows(p.quants, p.sums, blocks);
     store_rotated(ROTATES, rows, gl_WorkGroupID.x, at / 32, at / 32 < blocks, rotate(values));
+}
+
+// Step by step for all that a lane has: one after the other, each would wait for the lanes of its block.
+void store_quants(vec4 normed[HELD]) {
+    uint largest[HELD];
+    QuantizedFour quantized[HELD];
+    [[unroll]] for (uint i = 0; i < HELD; i++) {
+        largest[i] = largest_of_lanes(largest_of_four(normed[i]), false);
+    }
+    [[unroll]] for (uint i = 0; i < HELD; i++) {
+        quantized[i] = quantize_four(normed[i], largest[i]);
+    }
+    QuantsRow target = QuantsRow(Uints(p.quants), Vec2s(p.sums), gl_WorkGroupID.x, p.pitch / 4, ORDER, false);
+    [[unroll]] for (uint i = 0; i < HELD; i++) {
+        const uint at = gl_LocalInvocationIndex + i * WORKGROUP;
+        if (at < p.fours) {
+            store_four(target, at, quantized[i]);
+        }
+    }
 }
 
 void main() {
@@ -118,20 +143,19 @@ void main() {
         const float inverse = inverse_root(1, squares, p.second_epsilon);
         [[unroll]] for (uint i = 0; i < HELD; i++) {
             const uint at = gl_LocalInvocationIndex + i * WORKGROUP;
-            const vec4 normed = residual[i] * inverse * second[i];
-            if (at < p.fours) {
-                if (WRITES_FLOATS) {
-                    p.target.at[row + at] = normed;
-                }
-                if (WRITES_QUANTS) {
-                    QuantsRow target =
-                        QuantsRow(Uints(p.quants), Vec2s(p.sums), gl_WorkGroupID.x, p.pitch / 4, ORDER, false);
-                    quantize(target, at, normed);
-                }
+            held[i] = residual[i] * inverse * second[i];
+            if (WRITES_FLOATS && at < p.fours) {
+                p.target.at[row + at] = held[i];
             }
             if (ROTATES != 0) {
-                store_normed(at, normed);
+                store_normed(at, held[i]);
             }
         }
+    }
+    if (WRITES_QUANTS) {
+        store_quants(held);
+    }
+    if (AWAITED > 0) {
+        announce(p.marks, AWAITED, 0, 1);
     }
 }

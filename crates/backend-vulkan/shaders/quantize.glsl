@@ -45,8 +45,14 @@ uint largest_of_four(vec4 values) {
 }
 
 // To integers; with an inverse of zero to zeros, whatever the values.
+//
+// At this size floats have no fraction, so that the sum is rounded, to even, and its bits count up from there: two
+// additions, where conversions are slow.
 ivec4 round_four(vec4 values, float inverse) {
-    return inverse > 0.0 ? ivec4(roundEven(values * inverse)) : ivec4(0);
+    const float size = 12582912.0; // 1.5 · 2^23
+    precise const vec4 scaled = inverse > 0.0 ? values * inverse : vec4(0);
+    precise const vec4 rounded = scaled + size;
+    return floatBitsToInt(rounded) - floatBitsToInt(size);
 }
 
 uint pack_four(ivec4 rounded) {
@@ -64,23 +70,46 @@ struct QuantsRow {
     bool half_scales; // whether each half has a scale of its own
 };
 
-// Quantizes the four elements of a row from `4 * four` on. The eight fours of a block are in eight consecutive lanes,
-// the first of them a multiple of 8, all of them active; with scales of halves it is four.
-void quantize(QuantsRow target, uint four, vec4 values) {
-    uint largest = largest_of_four(values);
+// The bits of the largest magnitude of a block, of which each of eight lanes (with scales of halves four) has four
+// elements.
+uint largest_of_lanes(uint largest, bool half_scales) {
     largest = max(largest, subgroupShuffleXor(largest, 1));
     largest = max(largest, subgroupShuffleXor(largest, 2));
-    if (!target.half_scales) {
+    if (!half_scales) {
         largest = max(largest, subgroupShuffleXor(largest, 4));
     }
+    return largest;
+}
+
+// Four elements of a row in 8 bits.
+struct QuantizedFour {
+    uint bytes;
+    vec2 factors; // of the half that they are part of: its scale, and scale · sum
+};
+
+// Four elements of a block, the bits of whose largest magnitude are known. The fours of a half are in four consecutive
+// lanes, all of them active.
+QuantizedFour quantize_four(vec4 values, uint largest) {
     const vec2 scale = scale_and_inverse(largest);
     const ivec4 rounded = round_four(values, scale.y);
-    const uint half_block = target.row * target.halves + place_of_half(target.order, target.halves, four / 4);
-    target.quants.at[4 * half_block + four % 4] = pack_four(rounded);
     int sum = rounded.x + rounded.y + rounded.z + rounded.w;
     sum += subgroupShuffleXor(sum, 1);
     sum += subgroupShuffleXor(sum, 2);
+    return QuantizedFour(pack_four(rounded), vec2(scale.x, scale.x * float(sum)));
+}
+
+// Writes the elements of a row from `4 * four` on.
+void store_four(QuantsRow target, uint four, QuantizedFour quantized) {
+    const uint half_block = target.row * target.halves + place_of_half(target.order, target.halves, four / 4);
+    target.quants.at[4 * half_block + four % 4] = quantized.bytes;
     if (four % 4 == 0) {
-        target.sums.at[half_block] = vec2(scale.x, scale.x * float(sum));
+        target.sums.at[half_block] = quantized.factors;
     }
+}
+
+// Quantizes the four elements of a row from `4 * four` on. The eight fours of a block are in eight consecutive lanes,
+// the first of them a multiple of 8, all of them active; with scales of halves it is four.
+void quantize(QuantsRow target, uint four, vec4 values) {
+    const uint largest = largest_of_lanes(largest_of_four(values), target.half_scales);
+    store_four(target, four, quantize_four(values, largest));
 }

@@ -21,7 +21,7 @@ void main() {
         const float x = p.source.at[start + i];
         squares += x * x;
     }
-    const float inverse = 1.0 / sqrt(sum_of_workgroup(0, squares) / float(p.group) + p.epsilon);
+    const float inverse = inversesqrt(sum_of_workgroup(0, squares) / float(p.group) + p.epsilon);
     for (uint i = gl_LocalInvocationIndex; i < p.group; i += WORKGROUP) {
         p.target.at[start + i] = p.source.at[start + i] * inverse * p.weight.at[i];
     }

@@ -228,9 +228,12 @@ pub(crate) fn record_dispatches(
     let (mut read, mut written): (Vec<u64>, Vec<u64>) = Default::default();
     // What came before may have written anything.
     barrier(context, buffer);
-    for dispatch in dispatches {
-        let hazard = dispatch.reads.iter().any(|region| written.contains(region))
-            || dispatch.writes.iter().any(|region| written.contains(region) || read.contains(region));
+    for (index, dispatch) in dispatches.iter().enumerate() {
+        let awaited: &[u64] = if dispatch.joins && index > 0 { &dispatches[index - 1].writes } else { &[] };
+        let is_read = |region: &u64| read.contains(region);
+        let is_written = |region: &u64| written.contains(region) && !awaited.contains(region);
+        let hazard = dispatch.reads.iter().any(is_written)
+            || dispatch.writes.iter().any(|region| written.contains(region) || is_read(region));
         if hazard {
             dispatch_barrier(context, buffer);
             read.clear();

@@ -24,6 +24,9 @@ pub(crate) struct Dispatch {
     pub(crate) operations: u64,
     /// For people: the op and its sizes.
     pub(crate) label: String,
+    /// Whether it begins together with the dispatch before it, for whose results it waits itself: no barrier between
+    /// the two.
+    pub(crate) joins: bool,
     /// Constants that it reads from beginning to end: addresses and bytes.
     pub(crate) streams: Vec<(u64, u64)>,
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tensor::{BackendError, BufferId, BufferKind, DType, LoadOptions, MemoryUse, Op, Program, Rows, WeightFormat};
 
+use crate::announce::MARKS;
 use crate::context::Context;
 use crate::decode::results_bytes;
 use crate::features::DeviceKind;
@@ -222,7 +223,7 @@ fn attention_scratch(
         }
     }
     Ok(Scratch {
-        counters: buffers.extra(counters as usize)?.address,
+        counters: buffers.extra(counters as usize + 4 * MARKS)?.address,
         partial: buffers.extra(partial as usize)?.address,
     })
 }

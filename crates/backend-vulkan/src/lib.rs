@@ -1,5 +1,6 @@
 //! Runs programs on any GPU with Vulkan 1.3.
 
+mod announce;
 mod bandwidth;
 mod commands;
 mod context;
@@ -33,6 +34,7 @@ pub use encode::TrellisEncoder;
 pub use faults::Fault;
 pub use features::{DeviceKind, Features, MatrixShape};
 #[doc(hidden)]
+pub use kernel::attention::measure as measure_attention;
 pub use kernel::matmul::{matrix_constants, measure as measure_matmul};
 #[doc(hidden)]
 pub use kernel::matvec::{measure as measure_matvec, measure_layer};

@@ -218,7 +218,7 @@ impl VulkanLoaded {
             recording.used = self.pass;
             return Ok(());
         }
-        let dispatches = self.scene.dispatches(counts);
+        let dispatches = self.scene.joined_dispatches(counts);
         let mut buffers = Vec::new();
         for (index, piece) in self.pace.pieces(&dispatches).into_iter().enumerate() {
             buffers.push(self.record_piece(counts, (index, &dispatches[piece]), false)?.0);
@@ -327,7 +327,7 @@ impl Loaded for VulkanLoaded {
         if !self.decodes_alone {
             return self.decode_pass(logits, continuations, cancel);
         }
-        let scene = &self.scene;
+        let (scene, traced) = (&self.scene, self.trace.is_some());
         let mut target = Target {
             commands: &mut self.commands,
             pipelines: &self.pipelines,
@@ -335,7 +335,10 @@ impl Loaded for VulkanLoaded {
             outputs: self.batch.outputs,
             logits: self.scene.buffers.view(logits),
             trace: self.trace.as_mut(),
-            dispatches: &|rows| scene.dispatches(Counts { tokens: rows, outputs: rows, tiles: rows, single: true }),
+            dispatches: &|rows| {
+                let counts = Counts { tokens: rows, outputs: rows, tiles: rows, single: true };
+                if traced { scene.dispatches(counts) } else { scene.joined_dispatches(counts) }
+            },
         };
         self.decoder.decode(&mut target, logits, continuations, &self.scene.options, cancel)
     }

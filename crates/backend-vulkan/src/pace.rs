@@ -47,12 +47,13 @@ impl Pace {
         Duration::from_secs_f64(dispatches.iter().map(|dispatch| self.seconds(dispatch)).sum())
     }
 
-    /// Cuts dispatches into pieces of about a tenth of a second.
+    /// Cuts dispatches into pieces of about a tenth of a second. Those that begin together stay together: a pass may end
+    /// between two pieces.
     pub(crate) fn pieces(&self, dispatches: &[Dispatch]) -> Vec<Range<usize>> {
         let (mut pieces, mut start, mut time) = (Vec::new(), 0, 0.0);
         for (index, dispatch) in dispatches.iter().enumerate() {
             let seconds = self.seconds(dispatch);
-            if index > start && time + seconds > PIECE {
+            if index > start && time + seconds > PIECE && !dispatch.joins {
                 pieces.push(start..index);
                 (start, time) = (index, 0.0);
             }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tensor::{DType, LoadOptions, Program};
 
+use crate::announce;
 use crate::context::Context;
 use crate::dispatch::Dispatch;
 use crate::kernel::attention::Scratch;
@@ -32,6 +33,13 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
+    /// The dispatches of a pass, some of which begin together where the device can do that: not for timing each of them.
+    pub(crate) fn joined_dispatches(&self, counts: Counts) -> Vec<Dispatch> {
+        let mut dispatches = self.dispatches(counts);
+        announce::insert(self.context.features(), self.scratch.counters, &mut dispatches);
+        dispatches
+    }
+
     /// The dispatches of a pass.
     pub(crate) fn dispatches(&self, counts: Counts) -> Vec<Dispatch> {
         let setting = setting(&self.context, &self.options, counts.tokens, counts.outputs);

@@ -28,6 +28,20 @@ pub(crate) struct Output {
     pub(crate) rotated: Option<(Rotated, u64)>,
 }
 
+/// Number of the constant that says how many workgroups of the next dispatch wait, among the kernel's own.
+const AWAITED: usize = 6;
+
+/// Whether workgroups of the next dispatch can wait for it: it is about a single row.
+pub(crate) fn can_announce(norm: &Dispatch) -> bool {
+    norm.kernel.shader == "norm" && norm.push.bytes()[AHEAD + 28..][..4] == 1u32.to_le_bytes()
+}
+
+/// Lets `waiting` workgroups of the next dispatch go on when this one is done, by marks at an address.
+pub(crate) fn announce(norm: &mut Dispatch, marks: u64, waiting: u32) {
+    norm.kernel.constants[AWAITED] = waiting;
+    norm.push.replace(AHEAD + 16, &marks.to_le_bytes());
+}
+
 /// Where the arguments for [`touch`] stand: behind eight addresses.
 const AHEAD: usize = 64;
 
@@ -42,7 +56,7 @@ const STRIDE: u64 = 2 << 20;
 pub(crate) fn touch(norm: &mut Dispatch, address: u64, bytes: u64, sink: u64) {
     norm.push.replace(AHEAD, &address.to_le_bytes());
     norm.push.replace(AHEAD + 8, &sink.to_le_bytes());
-    norm.push.replace(AHEAD + 16, &((bytes.div_ceil(STRIDE) - 1) as u32).to_le_bytes());
+    norm.push.replace(AHEAD + 24, &((bytes.div_ceil(STRIDE) - 1) as u32).to_le_bytes());
     norm.groups[0] += TOUCHING;
 }
 
@@ -57,9 +71,11 @@ pub(crate) fn norm(
     let fours = residual.width / 4;
     let floats = output.and_then(|output| output.floats);
     let quantized = output.and_then(|output| output.quantized);
-    let most = features.workgroup_max.min(1024);
-    let workgroup = (fours as u32).next_multiple_of(features.subgroup.max(32)).min(most).max(features.subgroup);
-    let held = (fours as u32).div_ceil(workgroup);
+    // More subgroups take longer to add up their sums than these take to go through the row.
+    let most = features.workgroup_max.min(512);
+    let held = (fours as u32).div_ceil(most).max(1);
+    let workgroup = (fours as u32).div_ceil(held).next_multiple_of(features.subgroup.max(32)).min(most);
+    let held = (fours as u32).div_ceil(workgroup).max(1);
     let flags = [update.is_some(), floats.is_some(), quantized.is_some()].map(u32::from);
     let order = quantized.map_or(0, |quantized| quantized.arrangement.order as u32);
     let rotated = output.and_then(|output| output.rotated);
@@ -67,7 +83,7 @@ pub(crate) fn norm(
     let form = rotated.map_or(0, |(rotated, _)| rotated.form as u32);
     let others = quantized.map(|quantized| (quantized.values, quantized.sums));
     let (values, sums) = others.or(rotated.map(|(rotated, _)| (rotated.values, rotated.sums))).unwrap_or_default();
-    let mut kernel = kernel(features, "norm", [&[held], &flags[..], &[order, form]].concat());
+    let mut kernel = kernel(features, "norm", [&[held], &flags[..], &[order, form, 0]].concat());
     kernel.workgroup = workgroup;
     let none = (View { address: 0, width: 0 }, Scale { weight: 0, epsilon: 1.0 });
     let (from, first) = update.unwrap_or(none);
@@ -83,6 +99,7 @@ pub(crate) fn norm(
         .address(rotated.map_or(0, |(_, scales)| scales))
         .address(0)
         .address(0)
+        .address(0)
         .number(0)
         .number(rows);
     let mut writes = Vec::new();
@@ -94,7 +111,12 @@ pub(crate) fn norm(
     Dispatch {
         groups: [rows as u32, 1, 1],
         kernel,
-        push: push.number(fours).number(residual.pitch() / 4).float(first.epsilon).float(second.epsilon),
+        push: push
+            .number(fours)
+            .number(residual.pitch() / 4)
+            .float(1.0 / residual.width as f32)
+            .float(first.epsilon)
+            .float(second.epsilon),
         reads,
         writes,
         bytes: 4 * vectors * (rows * residual.width) as u64,

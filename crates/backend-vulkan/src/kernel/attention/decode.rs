@@ -92,7 +92,7 @@ impl Decode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Scratch {
     /// Workgroups that have arrived, for each token and head of keys. They must be zero before the first launch; every
-    /// launch leaves them zero.
+    /// launch leaves them zero. Behind those of a single token, marks for workgroups of the next dispatch (`announce`).
     pub(crate) counters: u64,
     /// Statistics of each workgroup, then their sums, from a multiple of 256 bytes on.
     pub(crate) partial: u64,
@@ -144,7 +144,7 @@ pub(crate) fn decode(
     let push = push.address(counters).address(partial);
     let Quantized { mut values, mut sums, arrangement } = quantized.unwrap_or_default();
     let form = rotated.map_or(0, |(rotated, _)| rotated.form as u32);
-    kernel.constants.extend([arrangement.order as u32, form]);
+    kernel.constants.extend([arrangement.order as u32, form, 0]);
     if let Some((rotated, _)) = rotated {
         (values, sums) = (rotated.values, rotated.sums);
     }
@@ -172,6 +172,23 @@ pub(crate) fn decode(
         label: shape.label(&format!("decode{prepared}"), rows),
         ..Dispatch::default()
     }
+}
+
+/// Number of the constant that says how many workgroups of the next dispatch wait, among the kernel's own.
+const AWAITED: usize = 10;
+
+/// Whether workgroups of the next dispatch can wait for it: it is about a single token.
+pub(crate) fn can_announce(attention: &Dispatch) -> bool {
+    attention.kernel.shader.starts_with("attention_decode.") && attention.groups[2] == 1
+}
+
+/// Lets `waiting` workgroups of the next dispatch go on when this one is done. Returns the address of the marks and how
+/// many workgroups each of them waits for.
+pub(crate) fn announce(attention: &mut Dispatch, waiting: u32) -> (u64, u32) {
+    attention.kernel.constants[AWAITED] = waiting;
+    let heads = attention.groups[1];
+    let counters = attention.writes[0];
+    (counters + 4 * u64::from(heads), heads)
 }
 
 /// Addresses of key, value, the weights of the norms of queries and keys, and the tables of angles.

@@ -6,16 +6,19 @@
 //! [`super::head_prepare`] wrote.
 
 mod decode;
+pub(crate) mod measure;
 mod prefill;
 #[cfg(test)]
-pub(super) mod testing;
+pub(crate) mod testing;
 
 use tensor::DType;
 use tensor::format::trellis::hadamard::BLOCK;
 
 use super::cache_write::CacheShape;
 
-pub(crate) use decode::{Also, Decode, Scratch, decode};
+pub use measure::measure;
+
+pub(crate) use decode::{Also, Decode, Scratch, announce, can_announce, decode};
 pub(crate) use prefill::{prefill, prefill_matrix, tiles};
 
 /// What all kernels of attention need to know.

@@ -10,7 +10,7 @@ use crate::lab::Lab;
 use crate::memory::Slice;
 
 /// A generator of random numbers (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
-pub(in crate::kernel) struct Random(pub(in crate::kernel) u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -21,14 +21,14 @@ impl Random {
     }
 
     /// About normally distributed numbers of mean 0: sums of four uniform ones.
-    pub(in crate::kernel) fn normal(&mut self, len: usize, deviation: f32) -> Vec<f32> {
+    pub(crate) fn normal(&mut self, len: usize, deviation: f32) -> Vec<f32> {
         let mut uniform = || (self.next() >> 40) as f32 / (1u64 << 24) as f32 - 0.5;
         (0..len).map(|_| (uniform() + uniform() + uniform() + uniform()) * 3f32.sqrt() * deviation).collect()
     }
 }
 
 /// Rows as kernels expect them: padded with zeros.
-pub(in crate::kernel) fn rows(values: &[f32], width: usize) -> Vec<u8> {
+pub(crate) fn rows(values: &[f32], width: usize) -> Vec<u8> {
     let mut padded = Vec::new();
     for row in values.chunks(width) {
         padded.extend_from_slice(row);
@@ -38,7 +38,7 @@ pub(in crate::kernel) fn rows(values: &[f32], width: usize) -> Vec<u8> {
 }
 
 /// The elements of padded rows, whose padding must still be zero.
-pub(in crate::kernel) fn unpad(bytes: &[u8], width: usize) -> Vec<f32> {
+pub(crate) fn unpad(bytes: &[u8], width: usize) -> Vec<f32> {
     let values: &[f32] = bytemuck::cast_slice(bytes);
     let mut unpadded = Vec::new();
     for row in values.chunks(pitch(width)) {
@@ -49,7 +49,7 @@ pub(in crate::kernel) fn unpad(bytes: &[u8], width: usize) -> Vec<f32> {
 }
 
 /// The table of `{token, position, sequence, 0}` from positions and sequences.
-pub(in crate::kernel) fn token_table(places: &[(usize, usize)]) -> Vec<u8> {
+pub(crate) fn token_table(places: &[(usize, usize)]) -> Vec<u8> {
     let rows: Vec<[u32; 4]> =
         places.iter().map(|&(position, sequence)| [7, position as u32, sequence as u32, 0]).collect();
     bytemuck::cast_slice(&rows).to_vec()

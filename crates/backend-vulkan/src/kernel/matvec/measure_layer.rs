@@ -5,15 +5,21 @@ use std::io::Write;
 use tensor::{BackendError, DType};
 
 use super::{Gated, Input, Tiling, gate_up, gated_tiling, matvec, tiling};
+use crate::announce;
 use crate::dispatch::Dispatch;
 use crate::features::Features;
+use crate::kernel::attention::measure::LAYERS;
+use crate::kernel::attention::{self, AttentionShape};
 use crate::kernel::norm::{Output, Scale, norm};
 use crate::kernel::{Arrangement, HalfOrder, Quantized, View};
 use crate::lab::Lab;
 use crate::layout::Weight;
 
-/// Layers that are gone through, so that no cache holds their weights nor the addresses of all of them.
-const LAYERS: usize = 24;
+/// Position of the token.
+const DEPTH: usize = 64;
+
+/// Dispatches of a layer.
+const DISPATCHES: usize = 7;
 
 /// Layers of the 27B model.
 struct Layers {
@@ -24,6 +30,9 @@ struct Layers {
     gated: Quantized,
     residual: View,
     update: View,
+    /// Address of marks.
+    marks: u64,
+    attention: Vec<Dispatch>,
     targets: [View; 3],
     norm: Scale,
 }
@@ -51,7 +60,22 @@ impl Layers {
             }
             weights.push(layer);
         }
-        Ok(Layers { weights, attended, normed, gated, residual, update, targets, norm })
+        let shape = AttentionShape {
+            heads: 32,
+            kv_heads: 16,
+            head_dim: 128,
+            window: None,
+            scale: 0.1,
+            cache_dtype: DType::F16,
+            ring: 4096,
+        };
+        let mut attention = attention::measure::Layers::new(lab, shape)?;
+        attention.quantized = attended;
+        (attention.prepare.query, attention.prepare.key, attention.prepare.value) =
+            (targets[0], targets[1], targets[2]);
+        let attention = attention.dispatches(lab, DEPTH)?;
+        let marks = lab.upload(&vec![0; 4 * announce::MARKS])?.address;
+        Ok(Layers { weights, attended, normed, gated, residual, update, marks, attention, targets, norm })
     }
 
     fn dispatches(&self, features: &Features, variant: &Variant) -> Vec<Dispatch> {
@@ -60,7 +84,7 @@ impl Layers {
         let product = |parts: &[(Weight, View)], input: Quantized, tiling: Tiling| {
             matvec(features, parts, Input::Quantized(input), 1, tiling)
         };
-        let layer = |&[out, gate, up, down, query, key, value]: &[Weight; 7]| {
+        let layer = |(&[out, gate, up, down, query, key, value], attention): (&[Weight; 7], &Dispatch)| {
             let last = [query, key, value].into_iter().zip(self.targets).collect::<Vec<_>>();
             let (input, target) = (Input::Quantized(self.normed), Gated::Quantized(self.gated));
             [
@@ -70,9 +94,14 @@ impl Layers {
                 product(&[(down, self.update)], self.gated, variant.down),
                 between(),
                 product(&last, self.normed, variant.qkv),
+                attention.clone(),
             ]
         };
-        self.weights.iter().flat_map(layer).collect()
+        let mut dispatches: Vec<Dispatch> = self.weights.iter().zip(&self.attention).flat_map(layer).collect();
+        if variant.joins {
+            announce::insert(features, self.marks, &mut dispatches);
+        }
+        dispatches
     }
 }
 
@@ -83,6 +112,8 @@ struct Variant {
     gate_up: Tiling,
     down: Tiling,
     qkv: Tiling,
+    /// Whether products begin together with norms and attention.
+    joins: bool,
 }
 
 /// A product of a layer.
@@ -137,6 +168,7 @@ pub fn measure_layer(index: Option<usize>, out: &mut dyn Write) -> Result<(), Ba
             gate_up: gated_tiling(&features, dtype, 1),
             down: usual(5376, 21504),
             qkv: usual(8192, 5376),
+            joins: false,
         };
         parts(&mut lab, &layers, &usual, out)?;
         let mut line = |variant: Variant| -> Result<f64, BackendError> {
@@ -144,20 +176,22 @@ pub fn measure_layer(index: Option<usize>, out: &mut dyn Write) -> Result<(), Ba
             let bytes: u64 = dispatches.iter().map(|dispatch| dispatch.bytes).sum();
             let time = lab.time(&dispatches, 5)?.as_secs_f64() / (5 * LAYERS) as f64;
             let speed = bytes as f64 / LAYERS as f64 / time / 1e9;
-            let Variant { out: first, gate_up, down, qkv } = variant;
+            let Variant { out: first, gate_up, down, qkv, joins } = variant;
             let _ = writeln!(
                 out,
-                "{dtype} out {:10} gate_up {:10} down {:10} qkv {:10} {:8.2} us {speed:5.0} GB/s",
+                "{dtype} out {:10} gate_up {:10} down {:10} qkv {:10} {} {:8.2} us {speed:5.0} GB/s",
                 short(first),
                 short(gate_up),
                 short(down),
                 short(qkv),
+                if joins { "joins" } else { "waits" },
                 time * 1e6
             );
             let _ = out.flush();
             Ok(time)
         };
-        let mut best = (line(usual)?, usual);
+        let joined = Variant { joins: true, ..usual };
+        let mut best = (line(usual)?.min(line(joined)?), joined);
         // One product after the other, each with the best tilings of those before.
         for product in Product::ALL {
             for &tiling in product.tilings() {
@@ -177,14 +211,14 @@ pub fn measure_layer(index: Option<usize>, out: &mut dyn Write) -> Result<(), Ba
 fn parts(lab: &mut Lab, layers: &Layers, variant: &Variant, out: &mut dyn Write) -> Result<(), BackendError> {
     let features = lab.features().clone();
     let dispatches = layers.dispatches(&features, variant);
-    for (index, name) in ["out", "norm", "gate up", "down", "norm", "qkv"].into_iter().enumerate() {
+    for (index, name) in ["out", "norm", "gate up", "down", "norm", "qkv", "attention"].into_iter().enumerate() {
         let mut times = [0.0; 2];
         for (chained, time) in [true, false].into_iter().zip(&mut times) {
             let region = |number: usize| if chained { 1 } else { number as u64 };
             let part: Vec<Dispatch> = dispatches
                 .iter()
                 .skip(index)
-                .step_by(6)
+                .step_by(DISPATCHES)
                 .enumerate()
                 .map(|(number, dispatch)| {
                     let regions = vec![region(number)];
@@ -197,7 +231,7 @@ fn parts(lab: &mut Lab, layers: &Layers, variant: &Variant, out: &mut dyn Write)
         let [chained, free] = times.map(|time| time * 1e6);
         let _ = writeln!(
             out,
-            "{name:8} waiting {chained:6.2} us, not waiting {free:6.2} us, at 4.15 TB/s {:6.2} us",
+            "{name:9} waiting {chained:6.2} us, not waiting {free:6.2} us, at 4.15 TB/s {:6.2} us",
             ideal * 1e6
         );
     }

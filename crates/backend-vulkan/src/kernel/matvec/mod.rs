@@ -151,6 +151,7 @@ pub(crate) fn matvec(
         operations: 2 * (columns * rows * weights[0].columns) as u64,
         label: label("linear", &weights, columns),
         streams: streams(&weights),
+        ..Dispatch::default()
     }
 }
 
@@ -188,7 +189,27 @@ pub(crate) fn gate_up(
         operations: 4 * (columns * gate.rows * gate.columns) as u64,
         label: label("gate_up", &weights, columns),
         streams: streams(&weights),
+        ..Dispatch::default()
     }
+}
+
+/// Number of the constants that say how much is loaded before waiting, and for how many workgroups, among the kernel's
+/// own; and where the address of the marks stands in the arguments.
+const AHEAD: usize = 10;
+const MARKS: usize = 72;
+
+/// Whether [`wait`] can be done with the product.
+pub(crate) fn can_wait(product: &Dispatch) -> bool {
+    const SHARES: u32 = 3;
+    let shader = &product.kernel.shader;
+    shader.starts_with("matvec.") && shader.ends_with(".int8") && product.kernel.constants[3] != SHARES
+}
+
+/// Lets a product begin together with the dispatch before it, of `announcing` workgroups, by marks at an address.
+pub(crate) fn wait(product: &mut Dispatch, marks: u64, announcing: u32) {
+    product.kernel.constants[AHEAD..AHEAD + 2].copy_from_slice(&[1, announcing]);
+    product.push.replace(MARKS, &marks.to_le_bytes());
+    product.joins = true;
 }
 
 impl Input {
@@ -222,7 +243,7 @@ fn shader(
     for Arrangement { order, half_scales } in [input, target] {
         constants.extend([order as u32, u32::from(half_scales)]);
     }
-    constants.push(features.subgroup / tiling.abreast);
+    constants.extend([features.subgroup / tiling.abreast, 0, 0]);
     let mut kernel = kernel(features, name, constants);
     kernel.workgroup = tiling.subgroups * kernel.subgroup;
     kernel
