@@ -57,6 +57,12 @@ impl Slice {
         self.mapped.map(|start| unsafe { std::slice::from_raw_parts_mut(start, self.size as usize) })
     }
 
+    /// As a device has it that shares no memory with the processor.
+    #[cfg(test)]
+    pub(crate) fn unmapped(self) -> Slice {
+        Slice { mapped: None, ..self }
+    }
+
     /// The part from `offset` on.
     pub(crate) fn part(&self, offset: u64, size: u64) -> Slice {
         assert!(offset + size <= self.size, "{offset} + {size} of {}", self.size);
