@@ -23,6 +23,9 @@ pub(crate) enum Place {
     Device,
     /// Written by the processor, read by the device once.
     Upload,
+    /// The same for many bytes that are kept for a moment only: memory that goes through the processor's caches is
+    /// made and freed faster.
+    Staging,
     /// Written by the device, read by the processor.
     Download,
     /// Addresses without memory, for dispatches that are made but never run.
@@ -176,8 +179,8 @@ impl Arena {
         let preferences = match (self.place, shared) {
             (Place::Device, true) => vec![Flags::DEVICE_LOCAL | mapped, Flags::DEVICE_LOCAL, mapped],
             (Place::Device, false) => vec![Flags::DEVICE_LOCAL],
-            (Place::Upload, _) => vec![mapped],
-            (Place::Download, _) => vec![mapped | Flags::HOST_CACHED, mapped],
+            (Place::Upload, _) | (Place::Staging, true) => vec![mapped],
+            (Place::Staging, false) | (Place::Download, _) => vec![mapped | Flags::HOST_CACHED, mapped],
             (Place::Nowhere, _) => vec![],
         };
         let memory = &self.context.memory;

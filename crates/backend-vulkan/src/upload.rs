@@ -10,6 +10,7 @@ mod chunk;
 mod tests;
 mod worker;
 
+use std::borrow::BorrowMut;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -52,14 +53,11 @@ impl Ring {
     /// What loading uses on this machine.
     pub(crate) fn new() -> Ring {
         let threads = thread::available_parallelism().map_or(1, |count| count.get().min(THREADS_MAX));
-        Ring { threads, slots: SLOTS, slot_bytes: SLOT_BYTES, place: Place::Upload }
+        Ring { threads, slots: SLOTS, slot_bytes: SLOT_BYTES, place: Place::Staging }
     }
 
-    /// Its threads' sides of the device, without staging yet.
-    ///
-    /// # Errors
-    /// A device that fails.
-    pub(crate) fn workers(&self, context: &Arc<Context>) -> Result<Vec<Worker>, BackendError> {
+    /// One for each of its threads.
+    pub(crate) fn workers(&self, context: &Arc<Context>) -> Vec<Worker> {
         (0..self.threads).map(|_| Worker::new(context, *self)).collect()
     }
 }
@@ -75,17 +73,16 @@ pub(crate) fn upload(
     ring: Ring,
     weights: impl Iterator<Item = Result<Vec<Chunk>, BackendError>>,
 ) -> Result<(), BackendError> {
-    let mut workers = ring.workers(context)?;
-    for_each(&mut workers, weights, |worker, chunk| worker.upload(pipelines, chunk))
+    for_each(ring.workers(context), weights, |worker, chunk| worker.upload(pipelines, chunk))
 }
 
-/// Does something with each chunk, a thread for each worker, and waits for the device. No thread is left when it
-/// returns.
+/// Does something with each chunk, a thread for each worker (which it drops, if it owns it), and waits for the device.
+/// No thread is left when it returns.
 ///
 /// # Errors
 /// The first that occurs, of `weights` or of `step`. The others stop when they are done with their chunk.
-pub(crate) fn for_each(
-    workers: &mut [Worker],
+pub(crate) fn for_each<W: BorrowMut<Worker> + Send>(
+    workers: Vec<W>,
     weights: impl Iterator<Item = Result<Vec<Chunk>, BackendError>>,
     step: impl Fn(&mut Worker, &Chunk) -> Result<(), BackendError> + Sync,
 ) -> Result<(), BackendError> {
@@ -95,10 +92,10 @@ pub(crate) fn for_each(
     let failure = OnceLock::new();
     let (step, stop) = (&step, &failure);
     thread::scope(|scope| {
-        for worker in workers {
+        for mut worker in workers {
             let receiver = receiver.clone();
             scope.spawn(move || {
-                let result = work(worker, &receiver, step, stop);
+                let result = work(worker.borrow_mut(), &receiver, step, stop);
                 result.unwrap_or_else(|error| drop(stop.set(error)));
             });
         }

@@ -21,6 +21,9 @@ const ROWS: usize = 21_504;
 /// Times that everything is measured.
 const REPEAT: usize = 5;
 
+/// Staging memory that is copied from as fast as can be: long copies, several of them waiting.
+const BULK: Ring = Ring { threads: 1, slots: 4, slot_bytes: 32 << 20, place: Place::Upload };
+
 /// A part of the bytes, as the loader gets a matrix.
 struct Part {
     whole: Arc<dyn WeightBytes>,
@@ -52,7 +55,8 @@ impl WeightBytes for Part {
 pub struct Upload {
     /// Reading into the staging memory, by the loader's threads, without the device.
     pub reading: f64,
-    /// Copying from the staging memory to the device, whatever is in it, without reading.
+    /// Copying from the staging memory to the device, whatever is in it, without reading; or from [`BULK`], if that is
+    /// faster.
     pub copying: f64,
     /// The upload as the loader does it, with staging memory that is there.
     pub upload: f64,
@@ -92,7 +96,7 @@ pub fn measure(
     for ring in rings(every) {
         let found = scene.time(ring)?;
         let Ring { threads, slots, slot_bytes, place } = ring;
-        let memory = if place == Place::Download { "cached" } else { "" };
+        let memory = if place == Place::Staging { "cached" } else { "" };
         let _ = write!(out, "{threads:7} {slots:5} {:4} {memory:8} ", slot_bytes >> 20);
         let Upload { reading, copying, upload, whole } = found;
         let ratio = found.ratio();
@@ -112,29 +116,14 @@ pub fn measure(
 /// Ways to upload: that of the loader, or many.
 fn rings(every: bool) -> Vec<Ring> {
     let own = Ring::new();
-    let mut all = vec![own];
-    if every {
-        let shapes = [
-            (1, 4, 32),
-            (2, 4, 16),
-            (4, 4, 8),
-            (8, 4, 4),
-            (8, 2, 8),
-            (8, 2, 4),
-            (8, 2, 2),
-            (16, 2, 8),
-            (16, 2, 4),
-            (16, 2, 2),
-            (16, 2, 1),
-            (16, 4, 2),
-        ];
-        for (threads, slots, mib) in shapes {
-            for place in [Place::Upload, Place::Download] {
-                all.push(Ring { threads, slots, slot_bytes: mib << 20, place });
-            }
-        }
+    let shapes =
+        [(4, 4, 8), (8, 2, 2), (8, 2, 4), (8, 3, 4), (8, 2, 8), (12, 2, 4), (16, 1, 4), (16, 2, 2), (16, 2, 4)];
+    let shaped = |(threads, slots, mib): (usize, usize, u64)| Ring { threads, slots, slot_bytes: mib << 20, ..own };
+    let uncached = Ring { place: Place::Upload, ..own };
+    match every {
+        true => shapes.into_iter().map(shaped).chain([uncached, own]).collect(),
+        false => vec![own],
     }
-    all
 }
 
 /// The matrices, and where they go.
@@ -174,32 +163,31 @@ impl Scene<'_, '_> {
     fn time(&mut self, ring: Ring) -> Result<Upload, BackendError> {
         let (context, pipelines) = (&self.lab.context, &self.lab.pipelines);
         let upload = |worker: &mut Worker, chunk: &Chunk| worker.upload(pipelines, chunk);
-        let mut workers = ring.workers(context)?;
-        for worker in &mut workers {
+        let (mut workers, mut bulk) = (ring.workers(context), BULK.workers(context));
+        for worker in workers.iter_mut().chain(&mut bulk) {
             worker.prepare()?;
         }
         // The device's memory is touched before anything is timed.
         self.once(ring, &mut workers, &|worker, chunk| worker.copy(chunk))?;
-        let mut times: [Vec<f64>; 4] = Default::default();
+        let mut times: [Vec<f64>; 5] = Default::default();
         for _ in 0..REPEAT {
             times[0].push(self.once(ring, &mut workers, &|worker, chunk| worker.read(chunk).map(drop))?);
             times[1].push(self.once(ring, &mut workers, &|worker, chunk| worker.copy(chunk))?);
-            times[2].push(self.once(ring, &mut workers, &upload)?);
+            times[2].push(self.once(BULK, &mut bulk, &|worker, chunk| worker.copy(chunk))?);
+            times[3].push(self.once(ring, &mut workers, &upload)?);
         }
-        drop(workers);
+        drop((workers, bulk));
         for _ in 0..REPEAT {
             let opened = opened(self.open)?;
             let start = Instant::now();
-            let mut workers = ring.workers(context)?;
-            for_each(&mut workers, self.chunks(ring, &opened), upload)?;
-            drop(workers);
-            times[3].push(start.elapsed().as_secs_f64());
+            for_each(ring.workers(context), self.chunks(ring, &opened), upload)?;
+            times[4].push(start.elapsed().as_secs_f64());
         }
-        let [reading, copying, upload, whole] = times.map(|mut times| {
+        let [reading, copying, bulk, upload, whole] = times.map(|mut times| {
             times.sort_by(f64::total_cmp);
             times[REPEAT / 2]
         });
-        Ok(Upload { reading, copying, upload, whole })
+        Ok(Upload { reading, copying: copying.min(bulk), upload, whole })
     }
 
     /// Seconds that a step takes with all chunks.
@@ -211,7 +199,7 @@ impl Scene<'_, '_> {
     ) -> Result<f64, BackendError> {
         let opened = opened(self.open)?;
         let start = Instant::now();
-        for_each(workers, self.chunks(ring, &opened), step)?;
+        for_each(workers.iter_mut().collect(), self.chunks(ring, &opened), step)?;
         Ok(start.elapsed().as_secs_f64())
     }
 
@@ -254,7 +242,7 @@ mod tests {
         assert!(reading > 0.0 && copying > 0.0 && upload > 0.0 && whole > 0.0, "{found:?}");
         let text = String::from_utf8(text).unwrap();
         assert!(
-            opened == 2 + 4 * REPEAT && text.contains("in 2 matrices") && text.contains("ratio of the upload"),
+            opened == 2 + 5 * REPEAT && text.contains("in 2 matrices") && text.contains("ratio of the upload"),
             "{text}"
         );
     }

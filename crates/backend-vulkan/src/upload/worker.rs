@@ -12,6 +12,30 @@ use crate::features::DeviceKind;
 use crate::memory::{Arena, Place, Slice};
 use crate::pipeline::Pipelines;
 
+/// Uploads one chunk after the other. Dropping it waits for the device.
+///
+/// It has nothing of the device until the first chunk needs it: drivers make memory and command pools for one thread at
+/// a time, and while the later threads wait for theirs the first ones are at work.
+pub(crate) struct Worker {
+    context: Arc<Context>,
+    ring: Ring,
+    queues: Option<Queues>,
+    slots: Vec<Slot>,
+    next: usize,
+    /// The transfers' timeline when all chunks are there that were only copied.
+    plain_at: u64,
+    // After the queues, so that they are dropped when nothing runs any more.
+    staging: Arena,
+    memory: Arena,
+}
+
+struct Queues {
+    // Before the transfers, whose semaphore its submissions wait for.
+    compute: Commands,
+    transfer: Commands,
+}
+
+#[derive(Clone, Copy)]
 struct Slot {
     staging: Slice,
     /// The same bytes on a device with memory of its own, for chunks that need a dispatch.
@@ -23,40 +47,20 @@ struct Slot {
     computed_at: u64,
 }
 
-/// Uploads one chunk after the other. Dropping it waits for the device.
-pub(crate) struct Worker {
-    context: Arc<Context>,
-    ring: Ring,
-    // Before the transfers, whose semaphore its submissions wait for.
-    compute: Commands,
-    transfer: Commands,
-    slots: Vec<Slot>,
-    next: usize,
-    /// The transfers' timeline when all chunks are there that were only copied.
-    plain_at: u64,
-    // After the command pools, so that they are dropped when nothing runs any more.
-    staging: Arena,
-    memory: Arena,
-}
-
 impl Worker {
-    /// Without staging memory: that comes with the first chunks that need it.
-    ///
-    /// # Errors
-    /// A device that fails.
-    pub(super) fn new(context: &Arc<Context>, ring: Ring) -> Result<Worker, BackendError> {
-        let bytes = ring.slots as u64 * ring.slot_bytes;
-        Ok(Worker {
+    /// For an opened device.
+    pub(super) fn new(context: &Arc<Context>, ring: Ring) -> Worker {
+        Worker {
             context: context.clone(),
             ring,
-            compute: Commands::new(context, &context.queue)?,
-            transfer: Commands::new(context, &context.transfer)?,
+            queues: None,
             slots: Vec::new(),
             next: 0,
             plain_at: 0,
-            staging: Arena::new(context, ring.place, bytes),
-            memory: Arena::new(context, Place::Device, bytes),
-        })
+            // Blocks of one buffer each, so that the first is there early.
+            staging: Arena::new(context, ring.place, 0),
+            memory: Arena::new(context, Place::Device, 0),
+        }
     }
 
     /// Reads a chunk and lets the device bring it to where it belongs, without waiting for that.
@@ -107,14 +111,26 @@ impl Worker {
     /// # Errors
     /// A device that fails.
     pub(super) fn finish(&mut self) -> Result<(), BackendError> {
+        let Some(Queues { compute, transfer }) = &mut self.queues else { return Ok(()) };
         // First the one that the other waits for: lavapipe 25 crashes if its timeline goes before it was looked at.
-        self.transfer.wait_all()?;
+        transfer.wait_all()?;
         if self.plain_at > 0 {
             // No dispatch has waited for these copies, so that the queue does not have to see them yet.
-            self.compute.submit_after(&[], Some((self.transfer.timeline(), self.plain_at)))?;
+            compute.submit_after(&[], Some((transfer.timeline(), self.plain_at)))?;
             self.plain_at = 0;
         }
-        self.compute.wait_all()
+        compute.wait_all()
+    }
+
+    fn queues(&mut self) -> Result<&mut Queues, BackendError> {
+        let queues = match self.queues.take() {
+            Some(queues) => queues,
+            None => Queues {
+                compute: Commands::new(&self.context, &self.context.queue)?,
+                transfer: Commands::new(&self.context, &self.context.transfer)?,
+            },
+        };
+        Ok(self.queues.insert(queues))
     }
 
     /// The slots take turns; waits for the device if it still uses this one.
@@ -125,14 +141,15 @@ impl Worker {
             let slot = self.slot(bytes)?;
             self.slots.push(slot);
         }
-        let Slot { transferred_at, computed_at, .. } = self.slots[index];
+        let Slot { staging, transferred_at, computed_at, .. } = self.slots[index];
+        let Queues { compute, transfer } = self.queues()?;
         if transferred_at > 0 {
-            self.transfer.wait(transferred_at)?;
+            transfer.wait(transferred_at)?;
         }
         if computed_at > 0 {
-            self.compute.wait(computed_at)?;
+            compute.wait(computed_at)?;
         }
-        if self.slots[index].staging.size < bytes {
+        if staging.size < bytes {
             // A single row that is longer.
             self.slots[index] = self.slot(bytes)?;
         }
@@ -142,14 +159,11 @@ impl Worker {
     fn slot(&mut self, bytes: u64) -> Result<Slot, BackendError> {
         let bytes = bytes.max(self.ring.slot_bytes);
         let separate = self.context.features().kind == DeviceKind::Discrete;
-        Ok(Slot {
-            staging: self.staging.allocate(bytes, "staging")?,
-            copy: if separate { Some(self.memory.allocate(bytes, "staging")?) } else { None },
-            transfer: self.transfer.allocate()?,
-            compute: self.compute.allocate()?,
-            transferred_at: 0,
-            computed_at: 0,
-        })
+        let staging = self.staging.allocate(bytes, "staging")?;
+        let copy = if separate { Some(self.memory.allocate(bytes, "staging")?) } else { None };
+        let Queues { compute, transfer } = self.queues()?;
+        let (transfer, compute) = (transfer.allocate()?, compute.allocate()?);
+        Ok(Slot { staging, copy, transfer, compute, transferred_at: 0, computed_at: 0 })
     }
 
     /// What is in a slot goes to where the chunk belongs.
@@ -162,24 +176,26 @@ impl Worker {
         if let Some(copy) = self.slots[index].copy {
             self.transfer(index, copy, chunk.len() as u64)?;
         }
-        let (context, slot) = (&self.context, &mut self.slots[index]);
+        let (slot, context) = (self.slots[index], self.context.clone());
         let source = slot.copy.unwrap_or(slot.staging).address;
         let dispatch = chunk.dispatch(context.features(), source);
-        self.compute.record(slot.compute, |buffer| {
-            record_dispatches(context, pipelines, buffer, dispatch.as_slice(), &mut None)
+        let Queues { compute, transfer } = self.queues()?;
+        compute.record(slot.compute, |buffer| {
+            record_dispatches(&context, pipelines, buffer, dispatch.as_slice(), &mut None)
         })?;
-        let after = slot.copy.map(|_| (self.transfer.timeline(), slot.transferred_at));
-        slot.computed_at = self.compute.submit_after(&[slot.compute], after)?;
+        let after = slot.copy.map(|_| (transfer.timeline(), slot.transferred_at));
+        self.slots[index].computed_at = compute.submit_after(&[slot.compute], after)?;
         Ok(())
     }
 
     fn transfer(&mut self, index: usize, into: Slice, bytes: u64) -> Result<(), BackendError> {
-        let (context, slot) = (&self.context, &mut self.slots[index]);
-        self.transfer.record(slot.transfer, |buffer| {
-            commands::copy(context, buffer, slot.staging, into, bytes);
+        let (slot, context) = (self.slots[index], self.context.clone());
+        let Queues { transfer, .. } = self.queues()?;
+        transfer.record(slot.transfer, |buffer| {
+            commands::copy(&context, buffer, slot.staging, into, bytes);
             Ok(())
         })?;
-        slot.transferred_at = self.transfer.submit(&[slot.transfer])?;
+        self.slots[index].transferred_at = transfer.submit(&[slot.transfer])?;
         Ok(())
     }
 }
