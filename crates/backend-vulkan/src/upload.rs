@@ -10,7 +10,6 @@ mod chunk;
 mod tests;
 mod worker;
 
-use std::borrow::BorrowMut;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -24,17 +23,20 @@ use crate::context::Context;
 use crate::memory::{Arena, Place, Slice};
 use crate::pipeline::Pipelines;
 
-/// Threads that read: more than a fast bus needs.
+/// Threads that read: twice as many as it takes to read from memory as fast as a fast bus copies.
 const THREADS_MAX: usize = 16;
 
-/// Staging buffers of each thread: one is filled while the device reads the other.
-const SLOTS: usize = 2;
+/// Staging buffers of all threads. Making and freeing them takes longer than what more of them would gain.
+const SLOTS: usize = 16;
 
-/// Bytes of one staging buffer.
+/// Staging buffers of a thread at most, where there are few threads: one is filled while the device copies from others.
+const THREAD_SLOTS_MAX: usize = 4;
+
+/// Bytes of one staging buffer: shorter copies are slower.
 const SLOT_BYTES: u64 = 4 << 20;
 
 /// Bytes of all staging at most, and once more on a device with memory of its own.
-pub(crate) const RING_BYTES: u64 = (THREADS_MAX * SLOTS) as u64 * SLOT_BYTES;
+pub(crate) const RING_BYTES: u64 = SLOTS as u64 * SLOT_BYTES;
 
 /// How many threads upload, through what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,12 +55,14 @@ impl Ring {
     /// What loading uses on this machine.
     pub(crate) fn new() -> Ring {
         let threads = thread::available_parallelism().map_or(1, |count| count.get().min(THREADS_MAX));
-        Ring { threads, slots: SLOTS, slot_bytes: SLOT_BYTES, place: Place::Staging }
+        let slots = (SLOTS / threads).clamp(1, THREAD_SLOTS_MAX);
+        Ring { threads, slots, slot_bytes: SLOT_BYTES, place: Place::Staging }
     }
 
     /// One for each of its threads.
     pub(crate) fn workers(&self, context: &Arc<Context>) -> Vec<Worker> {
-        (0..self.threads).map(|_| Worker::new(context, *self)).collect()
+        let turn = Arc::default();
+        (0..self.threads).map(|_| Worker::new(context, *self, &turn)).collect()
     }
 }
 
@@ -73,16 +77,16 @@ pub(crate) fn upload(
     ring: Ring,
     weights: impl Iterator<Item = Result<Vec<Chunk>, BackendError>>,
 ) -> Result<(), BackendError> {
-    for_each(ring.workers(context), weights, |worker, chunk| worker.upload(pipelines, chunk))
+    for_each(&mut ring.workers(context), weights, |worker, chunk| worker.upload(pipelines, chunk))
 }
 
-/// Does something with each chunk, a thread for each worker (which it drops, if it owns it), and waits for the device.
-/// No thread is left when it returns.
+/// Does something with each chunk, a thread for each worker, and waits for the device. No thread is left when it
+/// returns.
 ///
 /// # Errors
 /// The first that occurs, of `weights` or of `step`. The others stop when they are done with their chunk.
-pub(crate) fn for_each<W: BorrowMut<Worker> + Send>(
-    workers: Vec<W>,
+pub(crate) fn for_each(
+    workers: &mut [Worker],
     weights: impl Iterator<Item = Result<Vec<Chunk>, BackendError>>,
     step: impl Fn(&mut Worker, &Chunk) -> Result<(), BackendError> + Sync,
 ) -> Result<(), BackendError> {
@@ -92,10 +96,10 @@ pub(crate) fn for_each<W: BorrowMut<Worker> + Send>(
     let failure = OnceLock::new();
     let (step, stop) = (&step, &failure);
     thread::scope(|scope| {
-        for mut worker in workers {
+        for worker in workers {
             let receiver = receiver.clone();
             scope.spawn(move || {
-                let result = work(worker.borrow_mut(), &receiver, step, stop);
+                let result = work(worker, &receiver, step, stop);
                 result.unwrap_or_else(|error| drop(stop.set(error)));
             });
         }

@@ -180,7 +180,9 @@ impl Scene<'_, '_> {
         for _ in 0..REPEAT {
             let opened = opened(self.open)?;
             let start = Instant::now();
-            for_each(ring.workers(context), self.chunks(ring, &opened), upload)?;
+            let mut workers = ring.workers(context);
+            for_each(&mut workers, self.chunks(ring, &opened), upload)?;
+            drop(workers);
             times[4].push(start.elapsed().as_secs_f64());
         }
         let [reading, copying, bulk, upload, whole] = times.map(|mut times| {
@@ -199,7 +201,7 @@ impl Scene<'_, '_> {
     ) -> Result<f64, BackendError> {
         let opened = opened(self.open)?;
         let start = Instant::now();
-        for_each(workers.iter_mut().collect(), self.chunks(ring, &opened), step)?;
+        for_each(workers, self.chunks(ring, &opened), step)?;
         Ok(start.elapsed().as_secs_f64())
     }
 

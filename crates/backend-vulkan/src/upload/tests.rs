@@ -179,9 +179,9 @@ fn many_chunks_after_a_failure() {
     let Some(lab) = Lab::for_tests() else { return };
     let (sources, mut memory) = (sources(), Arena::new(&lab.context, Place::Device, 0));
     let targets = targets(&mut memory).unwrap();
-    let workers = RING.workers(&lab.context);
+    let mut workers = RING.workers(&lab.context);
     let tried = AtomicUsize::new(0);
-    let error = for_each(workers, all(&targets, &sources, RING.slot_bytes), |_, _| {
+    let error = for_each(&mut workers, all(&targets, &sources, RING.slot_bytes), |_, _| {
         tried.fetch_add(1, Ordering::Relaxed);
         Err(BackendError::Cancelled)
     });

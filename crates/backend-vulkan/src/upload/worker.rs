@@ -1,6 +1,6 @@
 //! One thread's side of the device: staging memory and command buffers of its own.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ash::vk;
 use tensor::BackendError;
@@ -14,11 +14,12 @@ use crate::pipeline::Pipelines;
 
 /// Uploads one chunk after the other. Dropping it waits for the device.
 ///
-/// It has nothing of the device until the first chunk needs it: drivers make memory and command pools for one thread at
-/// a time, and while the later threads wait for theirs the first ones are at work.
+/// It has nothing of the device until the first chunk needs it. Drivers make memory and command pools for one thread at
+/// a time; workers take turns in getting all of theirs, so that the first is at work while the others wait.
 pub(crate) struct Worker {
     context: Arc<Context>,
     ring: Ring,
+    turn: Arc<Mutex<()>>,
     queues: Option<Queues>,
     slots: Vec<Slot>,
     next: usize,
@@ -48,11 +49,12 @@ struct Slot {
 }
 
 impl Worker {
-    /// For an opened device.
-    pub(super) fn new(context: &Arc<Context>, ring: Ring) -> Worker {
+    /// For an opened device. `turn` is that of all workers.
+    pub(super) fn new(context: &Arc<Context>, ring: Ring, turn: &Arc<Mutex<()>>) -> Worker {
         Worker {
             context: context.clone(),
             ring,
+            turn: turn.clone(),
             queues: None,
             slots: Vec::new(),
             next: 0,
@@ -157,6 +159,8 @@ impl Worker {
     }
 
     fn slot(&mut self, bytes: u64) -> Result<Slot, BackendError> {
+        let turn = self.turn.clone();
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = bytes.max(self.ring.slot_bytes);
         let separate = self.context.features().kind == DeviceKind::Discrete;
         let staging = self.staging.allocate(bytes, "staging")?;
