@@ -26,17 +26,14 @@ use crate::pipeline::Pipelines;
 /// Threads that read: twice as many as it takes to read from memory as fast as a fast bus copies.
 const THREADS_MAX: usize = 16;
 
-/// Staging buffers of all threads. Making and freeing them takes longer than what more of them would gain.
-const SLOTS: usize = 16;
-
-/// Staging buffers of a thread at most, where there are few threads: one is filled while the device copies from others.
-const THREAD_SLOTS_MAX: usize = 4;
+/// Staging buffers of each thread: one is filled while the device reads the other.
+const SLOTS: usize = 2;
 
 /// Bytes of one staging buffer: shorter copies are slower.
 const SLOT_BYTES: u64 = 4 << 20;
 
 /// Bytes of all staging at most, and once more on a device with memory of its own.
-pub(crate) const RING_BYTES: u64 = SLOTS as u64 * SLOT_BYTES;
+pub(crate) const RING_BYTES: u64 = (THREADS_MAX * SLOTS) as u64 * SLOT_BYTES;
 
 /// How many threads upload, through what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +52,7 @@ impl Ring {
     /// What loading uses on this machine.
     pub(crate) fn new() -> Ring {
         let threads = thread::available_parallelism().map_or(1, |count| count.get().min(THREADS_MAX));
-        let slots = (SLOTS / threads).clamp(1, THREAD_SLOTS_MAX);
-        Ring { threads, slots, slot_bytes: SLOT_BYTES, place: Place::Staging }
+        Ring { threads, slots: SLOTS, slot_bytes: SLOT_BYTES, place: Place::Staging }
     }
 
     /// One for each of its threads.

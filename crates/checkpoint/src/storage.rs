@@ -121,7 +121,10 @@ impl WeightBytes for TensorData {
 /// Copies a range of a file.
 #[cfg(unix)]
 fn read_at(_map: &Mmap, file: &File, range: Range<usize>, into: &mut [u8]) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, into, range.start as u64)
+    std::os::unix::fs::FileExt::read_exact_at(file, into, range.start as u64).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => io::Error::other("the file has become shorter since it was opened"),
+        _ => error,
+    })
 }
 
 /// Copies a range of a file.
