@@ -95,8 +95,11 @@ pub(crate) fn required(context: &Arc<Context>, program: &Program, options: &Load
     }
     let rows = rows_max(options);
     let (uploads, downloads) = (Arena::new(context, Place::Upload, 0), Arena::new(context, Place::Download, 0));
+    if Arena::new(context, Place::Staging, 0).is_local() {
+        used.scratch += RING_BYTES;
+    }
     if uploads.is_local() {
-        used.scratch += RING_BYTES + footprint.batch.staging_bytes() + footprint.decoder.staging_bytes(rows);
+        used.scratch += footprint.batch.staging_bytes() + footprint.decoder.staging_bytes(rows);
     }
     if downloads.is_local() {
         used.scratch += DOWNLOAD_BYTES + results_bytes(rows);

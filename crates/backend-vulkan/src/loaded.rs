@@ -28,7 +28,7 @@ use crate::plan::Rope;
 use crate::record::{Counts, attention_shape};
 use crate::scene::{Scene, plans};
 use crate::trace::Trace;
-use crate::upload::{Uploader, write};
+use crate::upload::{Ring, chunks, trellis_chunks, upload, write};
 
 /// Bytes that are copied to the processor at once.
 pub(crate) const DOWNLOAD_BYTES: u64 = 16 << 20;
@@ -87,8 +87,8 @@ impl VulkanLoaded {
         let Footprint { buffers, batch, decoder, scratch, ropes } = Footprint::new(context, program, options, &plans)?;
         let decoder = Decoder::new(context, program, options, &decoder)?;
         let decodes_alone = decodes_alone(context, program, options, &buffers);
-        let mut upload = Arena::new(context, Place::Upload, 0);
-        let staging = upload.allocate(batch.staging_bytes(), "staging")?;
+        let mut uploads = Arena::new(context, Place::Upload, 0);
+        let staging = uploads.allocate(batch.staging_bytes(), "staging")?;
         let mut downloads = Arena::new(context, Place::Download, 0);
         let download = downloads.allocate(DOWNLOAD_BYTES, "results")?;
         let mut commands = Commands::new(context, &context.queue)?;
@@ -124,7 +124,7 @@ impl VulkanLoaded {
             staging,
             download,
             pace: Pace::new(context.features().kind),
-            _mapped: vec![upload, downloads],
+            _mapped: vec![uploads, downloads],
         })
     }
 
@@ -414,21 +414,22 @@ fn upload_weights(
     weights: &dyn WeightSource,
     buffers: &Buffers,
 ) -> Result<(), BackendError> {
-    let mut uploader = Uploader::new(context)?;
-    for (index, buffer) in program.buffers().iter().enumerate() {
-        let BufferKind::Weight { format, .. } = buffer.kind else { continue };
+    let ring = Ring::new();
+    let weights = program.buffers().iter().enumerate().filter_map(|(index, buffer)| {
+        let BufferKind::Weight { format, .. } = buffer.kind else { return None };
         let failed = |source| BackendError::Weight { name: buffer.name.clone(), source };
         let open = || weights.open(&buffer.name, format).map_err(failed);
-        match buffers.get(BufferId(index as u32)) {
-            Placed::Weight(weight, slice) => uploader.upload(pipelines, &weight, slice, &*open()?)?,
+        let cut = || match buffers.get(BufferId(index as u32)) {
+            Placed::Weight(weight, slice) => Ok(chunks(&buffer.name, &weight, slice, &open()?, ring.slot_bytes)),
             Placed::Trellis(weight, slice) => {
                 let bytes = open()?;
                 // Says what is wrong with them.
                 weight.format.linear(weight.rows, weight.columns, &*bytes).map_err(failed)?;
-                uploader.upload_trellis(pipelines, &weight, slice, &*bytes)?;
+                Ok(trellis_chunks(&buffer.name, &weight, slice, &bytes, ring.slot_bytes))
             }
-            Placed::Scratch { .. } | Placed::Cache(..) => {}
-        }
-    }
-    uploader.finish()
+            Placed::Scratch { .. } | Placed::Cache(..) => Ok(Vec::new()),
+        };
+        Some(cut())
+    });
+    upload(context, pipelines, ring, weights)
 }

@@ -23,6 +23,9 @@ pub(crate) enum Place {
     Device,
     /// Written by the processor, read by the device once.
     Upload,
+    /// The same for many bytes that are kept for a moment only: memory that goes through the processor's caches is
+    /// made and freed faster.
+    Staging,
     /// Written by the device, read by the processor.
     Download,
     /// Addresses without memory, for dispatches that are made but never run.
@@ -55,6 +58,12 @@ impl Slice {
     pub(crate) unsafe fn bytes_mut(&mut self) -> Option<&mut [u8]> {
         // SAFETY: the mapping covers the slice, which nobody else has as long as the caller keeps the promise.
         self.mapped.map(|start| unsafe { std::slice::from_raw_parts_mut(start, self.size as usize) })
+    }
+
+    /// As a device has it that shares no memory with the processor.
+    #[cfg(test)]
+    pub(crate) fn unmapped(self) -> Slice {
+        Slice { mapped: None, ..self }
     }
 
     /// The part from `offset` on.
@@ -170,8 +179,8 @@ impl Arena {
         let preferences = match (self.place, shared) {
             (Place::Device, true) => vec![Flags::DEVICE_LOCAL | mapped, Flags::DEVICE_LOCAL, mapped],
             (Place::Device, false) => vec![Flags::DEVICE_LOCAL],
-            (Place::Upload, _) => vec![mapped],
-            (Place::Download, _) => vec![mapped | Flags::HOST_CACHED, mapped],
+            (Place::Upload, _) | (Place::Staging, true) => vec![mapped],
+            (Place::Staging, false) | (Place::Download, _) => vec![mapped | Flags::HOST_CACHED, mapped],
             (Place::Nowhere, _) => vec![],
         };
         let memory = &self.context.memory;

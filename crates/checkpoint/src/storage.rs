@@ -1,20 +1,21 @@
 //! The bytes behind a checkpoint: mapped files, or bytes that are part of the program.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use memmap2::Mmap;
-use tensor::WeightBytes;
+use tensor::{WeightBytes, WeightError};
 
 use crate::CheckpointError;
 
 /// One file's bytes.
 #[derive(Debug)]
 pub(crate) enum Storage {
-    /// A mapped file.
-    Mapped(Mmap),
+    /// A mapped file, and the file.
+    Mapped(Mmap, File),
     /// Bytes of the program itself.
     Static(&'static [u8]),
 }
@@ -45,13 +46,13 @@ impl Storage {
         // meanwhile would change the numbers under us; every memory-mapped reader accepts that, and all lengths are
         // checked against the mapping and kept outside it, so that no index depends on the bytes staying the same.
         let map = unsafe { Mmap::map(&file) }.map_err(|error| CheckpointError::io("map", path, error))?;
-        Ok(Storage::Mapped(map))
+        Ok(Storage::Mapped(map, file))
     }
 
     /// All bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
-            Storage::Mapped(map) => map,
+            Storage::Mapped(map, _) => map,
             Storage::Static(bytes) => bytes,
         }
     }
@@ -79,7 +80,7 @@ impl TensorData {
     /// # Panics
     /// If the range passes the tensor's end.
     pub fn prefetch(&self, range: Range<usize>) {
-        if let Storage::Mapped(map) = &*self.storage {
+        if let Storage::Mapped(map, _) = &*self.storage {
             advise_will_need(map, self.within(range));
         }
     }
@@ -97,10 +98,40 @@ impl WeightBytes for TensorData {
     }
 
     fn release(&self, range: Range<usize>) {
-        if let Storage::Mapped(map) = &*self.storage {
+        if let Storage::Mapped(map, _) = &*self.storage {
             advise_not_needed(map, self.within(range));
         }
     }
+
+    /// From the file itself: a copy through the mapping would begin with a page fault for every few pages, and end the
+    /// process where the file can't be read.
+    fn read(&self, range: Range<usize>, into: &mut [u8]) -> Result<(), WeightError> {
+        let within = self.within(range.clone());
+        assert_eq!(within.len(), into.len(), "a range and where it goes");
+        match &*self.storage {
+            Storage::Mapped(map, file) => Ok(read_at(map, file, within, into)?),
+            Storage::Static(bytes) => {
+                into.copy_from_slice(&bytes[within]);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Copies a range of a file.
+#[cfg(unix)]
+fn read_at(_map: &Mmap, file: &File, range: Range<usize>, into: &mut [u8]) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, into, range.start as u64).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => io::Error::other("the file has become shorter since it was opened"),
+        _ => error,
+    })
+}
+
+/// Copies a range of a file.
+#[cfg(not(unix))]
+fn read_at(map: &Mmap, _file: &File, range: Range<usize>, into: &mut [u8]) -> io::Result<()> {
+    into.copy_from_slice(&map[range]);
+    Ok(())
 }
 
 /// Starts reading a range of a mapping. Advice: a refusal changes the speed only.

@@ -157,6 +157,10 @@ impl WeightBytes for Tiles {
     fn release(&self, range: Range<usize>) {
         self.tiles.release(range);
     }
+
+    fn read(&self, range: Range<usize>, into: &mut [u8]) -> Result<(), WeightError> {
+        self.tiles.read(range, into)
+    }
 }
 
 /// Numbers the different scales of inputs.

@@ -29,6 +29,20 @@ pub trait WeightBytes: Send + Sync {
     /// Says that a range has been copied and will not be read soon, so that mapped pages can go. Reading it again
     /// stays possible.
     fn release(&self, _range: Range<usize>) {}
+
+    /// Copies a range to `into`, which is as long, and lets go of it as [`WeightBytes::release`] does. What is kept in
+    /// a file may be read from there, past the mapping.
+    ///
+    /// # Errors
+    /// Whatever keeps the file from being read.
+    ///
+    /// # Panics
+    /// If the range passes the end, or `into` has another length.
+    fn read(&self, range: Range<usize>, into: &mut [u8]) -> Result<(), WeightError> {
+        into.copy_from_slice(&self.bytes()[range.clone()]);
+        self.release(range);
+        Ok(())
+    }
 }
 
 impl WeightBytes for Vec<u8> {

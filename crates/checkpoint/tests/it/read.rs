@@ -193,6 +193,35 @@ fn a_built_in_file() {
     let bytes = checkpoint.bytes("f32").unwrap();
     bytes.release(0..bytes.bytes().len());
     assert_eq!(bytes.bytes(), pattern(60, 0));
+    let mut part = [0; 12];
+    bytes.read(8..20, &mut part).unwrap();
+    assert_eq!(part, pattern(60, 0)[8..20]);
+}
+
+/// What is read from the file is what its mapping has, also where the mapping would end the process.
+#[cfg(unix)]
+#[test]
+fn a_file_that_gets_shorter() {
+    let path = crate::scratch("a_file_that_gets_shorter").join("short.gguf");
+    let mut builder = gguf::Builder::new(gguf::Metadata::new());
+    builder.tensor("values", DType::F32, &[16, 1024]).unwrap();
+    let mut writer = builder.create(&path).unwrap();
+    let values: Vec<u8> = (0..65_536u32).map(|index| (index * 3 + index / 256) as u8).collect();
+    writer.write_chunk("values", &values).unwrap();
+    writer.finish().unwrap();
+    let tensor = Checkpoint::open(&path).unwrap().bytes("values").unwrap();
+    let mut part = vec![0; 5000];
+    tensor.read(1000..6000, &mut part).unwrap();
+    assert!(part == values[1000..6000] && part == tensor.bytes()[1000..6000]);
+
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let whole = file.metadata().unwrap().len();
+    file.set_len(whole - 60_000).unwrap();
+    tensor.read(1000..5000, &mut part[..4000]).unwrap();
+    assert!(part[..4000] == values[1000..5000]);
+    let error = tensor.read(1000..6000, &mut part).unwrap_err();
+    assert_eq!(error.to_string(), "the file has become shorter since it was opened");
+    std::fs::remove_file(path).unwrap();
 }
 
 /// Bytes of this process in memory that come from files, or `None` where there is no `/proc`.
@@ -230,6 +259,11 @@ fn released_pages_leave_memory() {
     }
     let released = resident_file_bytes().unwrap();
     assert!(released < before + BYTES / 10, "{before} {read} {released}");
+    let mut part = vec![0; BYTES / 2];
+    tensor.read(BYTES / 4..BYTES / 4 * 3, &mut part).unwrap();
+    assert_eq!(sum(&part), 3 * part.len() as u64);
+    let copied = resident_file_bytes().unwrap();
+    assert!(copied < before + BYTES / 10, "{before} {copied}: it was read past the mapping");
     assert_eq!(sum(tensor.bytes()), 3 * BYTES as u64, "the pages come back");
     std::fs::remove_file(path).unwrap();
 }
