@@ -120,8 +120,8 @@ void load_head(uint token, uint kv_head, uint head) {
     }
 }
 
-// Writes the key or the value (`which`), which is in `own`, into a cache, and keeps what the cache's format makes of it.
-// For one subgroup.
+// Writes the key or the value (`which`), which is in `own`, into a cache, and keeps what the cache's format makes of
+// it. For one subgroup.
 void store_own(Uvec4s cache, uint line, uint column, uint which) {
     for (uint i = gl_SubgroupInvocationID * 4; i < HEAD_DIM; i += SUBGROUP * 4) {
         const uint from = which * HEAD_DIM + i;
@@ -208,8 +208,8 @@ void fetch(uint kv_head, uint first_row, uint ring_begin, uint start, uint count
     }
 }
 
-// Puts the token's own key and value, the last of `count` positions, where this team's part of a block has that position.
-// What is there of positions behind it was never written, perhaps: it must be a number.
+// Puts the token's own key and value, the last of `count` positions, where this team's part of a block has that
+// position. What is there of positions behind it was never written, perhaps: it must be a number.
 void fetch_own(uint start, uint count) {
     [[unroll]] for (uint n = 0; n < STEP; n++) {
         if (start + n * TEAMS + invocation() / TEAM + 1 >= count) {
@@ -296,7 +296,8 @@ void attend(uint token, uint kv_head, uvec4 what, uint begin, uint count, bool h
     }
 }
 
-// The sum of one of two with the partner's: of `high` in the lane whose number has the bit `offset`, of `low` in the other.
+// The sum of one of two with the partner's: of `high` in the lane whose number has the bit `offset`, of `low` in the
+// other.
 vec4 exchange(vec4 low, vec4 high, uint offset) {
     const bool upper = (gl_SubgroupInvocationID & offset) != 0;
     return (upper ? high : low) + subgroupShuffleXor(upper ? low : high, offset);

@@ -19,6 +19,7 @@
 #ifdef ACTIVATIONS_HALF
 #extension GL_KHR_cooperative_matrix : require
 #endif
+#include "announce.glsl"
 #include "arrive.glsl"
 #include "gelu.glsl"
 #include "quantize.glsl"
@@ -31,6 +32,9 @@ layout(constant_id = 5) const uint SPLIT = 4;
 // 0: rows of f32. Otherwise the first two matrices are gate and up, and what goes out is gelu(gate) · up: as f32 rows
 // (1), or rotated for the next product in the form `EPILOGUE - 1`.
 layout(constant_id = 6) const uint EPILOGUE = 0;
+
+// Workgroups of the dispatch before this one, which make its input: it waits for them. 0 if there was a barrier.
+layout(constant_id = 8) const uint ANNOUNCING = 0;
 
 const uint MATRICES = EPILOGUE == 0 ? 1 : 2;
 const uint UNITS = 4; // side by side
@@ -352,23 +356,32 @@ void store(Place at, uint column, bool exists) {
     store_rotated(EPILOGUE - 1, rows, column, at.block, exists, rotate(values));
 }
 
+// With ANNOUNCING they are where else a pointer is that is not used: that of a third target, or of the next scales.
+Uints marks() {
+    if (EPILOGUE == 0) {
+        return Uints(uvec2(p.next_scales));
+    }
+    return Uints(p.targets[2]);
+}
+
 void multiply(Place at, uint lane) {
     const uint team = gl_LocalInvocationIndex / 32;
     const uint parts = SPLIT * gl_NumWorkGroups.y;
     const uint part = gl_WorkGroupID.y * SPLIT + team / UNITS / MATRICES;
     const uint end = (part + 1) * p.groups / parts;
     uint group = part * p.groups / parts;
-    if (group < end) {
-        Uvec4s tiles = Uvec4s(p.weights[at.segment]);
-        uint first = ((at.block * p.groups + group) * UNITS + team % UNITS) * UNIT_WORDS;
-        LaneWords raw = load_words_from(tiles, first, lane);
-        for (; group < end; group++) {
-            // The last one's successor is itself, loaded for nothing: cheaper than a branch in the way of the compiler.
-            first += group + 1 < end ? UNITS * UNIT_WORDS : 0;
-            const LaneWords next = load_words_from(tiles, first, lane);
-            accumulate(raw, group, lane);
-            raw = next;
-        }
+    Uvec4s tiles = Uvec4s(p.weights[at.segment]);
+    uint first = ((at.block * p.groups + min(group, p.groups - 1)) * UNITS + team % UNITS) * UNIT_WORDS;
+    LaneWords raw = load_words_from(tiles, first, lane);
+    if (ANNOUNCING > 0) {
+        wait_for(marks(), gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x, ANNOUNCING);
+    }
+    for (; group < end; group++) {
+        // The last one's successor is itself, loaded for nothing: cheaper than a branch in the way of the compiler.
+        first += group + 1 < end ? UNITS * UNIT_WORDS : 0;
+        const LaneWords next = load_words_from(tiles, first, lane);
+        accumulate(raw, group, lane);
+        raw = next;
     }
 }
 

@@ -47,8 +47,8 @@ impl Pace {
         Duration::from_secs_f64(dispatches.iter().map(|dispatch| self.seconds(dispatch)).sum())
     }
 
-    /// Cuts dispatches into pieces of about a tenth of a second. Those that begin together stay together: a pass may end
-    /// between two pieces.
+    /// Cuts dispatches into pieces of about a tenth of a second. Those that begin together stay together: a pass may
+    /// end between two pieces.
     pub(crate) fn pieces(&self, dispatches: &[Dispatch]) -> Vec<Range<usize>> {
         let (mut pieces, mut start, mut time) = (Vec::new(), 0, 0.0);
         for (index, dispatch) in dispatches.iter().enumerate() {

@@ -250,7 +250,7 @@ fn constants(shader: &str) -> &'static [&'static str] {
         ],
         "matmul" => &["TILE_TOKENS", "TILE_OUTPUTS", "OWN"],
         "matmul_matrix" => &["TILE_TOKENS", "TILE_OUTPUTS", "STEP", "SUB_TOKENS", "SUB_OUTPUTS", "BUFFERS"],
-        "trellis_matvec" => &["HALF_BITS", "CODEBOOK", "COLUMNS", "SPLIT", "EPILOGUE", "AMD"],
+        "trellis_matvec" => &["HALF_BITS", "CODEBOOK", "COLUMNS", "SPLIT", "EPILOGUE", "AMD", "ANNOUNCING"],
         "trellis_decode" | "trellis_embed" | "trellis_repack" => &["HALF_BITS", "CODEBOOK"],
         "trellis_rotate" => &["FORM"],
         "norm" => &["HELD", "ADDS", "WRITES_FLOATS", "WRITES_QUANTS", "ORDER", "ROTATES", "AWAITED"],

@@ -33,7 +33,8 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// The dispatches of a pass, some of which begin together where the device can do that: not for timing each of them.
+    /// The dispatches of a pass, some of which begin together where the device can do that. Not for timing each of
+    /// them.
     pub(crate) fn joined_dispatches(&self, counts: Counts) -> Vec<Dispatch> {
         let mut dispatches = self.dispatches(counts);
         announce::insert(self.context.features(), self.scratch.counters, &mut dispatches);

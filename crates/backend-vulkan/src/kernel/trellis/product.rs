@@ -179,7 +179,7 @@ fn dispatch(
     let same = |other: &TrellisWeight| other.decodes_like(&weight) && other.inputs() == weight.inputs();
     assert!(weights.len() <= PARTS_MAX && weights.iter().all(same), "{weights:?}");
     let mut constants = format_constants(&weight);
-    constants.extend([columns as u32, tiling.split, epilogue, u32::from(features.is_amd())]);
+    constants.extend([columns as u32, tiling.split, epilogue, u32::from(features.is_amd()), 0]);
     let form = ["", "f32", "int8", "half", "splat"][input.form as usize];
     let mut kernel = kernel(features, format!("trellis_matvec.{form}"), constants);
     kernel.workgroup = tiling.split * (TEAM * ABREAST * matrices) as u32;
@@ -222,6 +222,26 @@ fn push(
     let unused = weights.iter().enumerate().map(|(index, weight)| (weight.outputs() - weight.rows) << (8 * index));
     // The highest byte of MUL1's factor.
     push.number(weights[0].groups()).number(unused.sum()).number(0x8300_0000)
+}
+
+/// Number of the constant that says for how many workgroups to wait, among the kernel's own, and of the epilogue.
+const ANNOUNCING: usize = 6;
+const EPILOGUE: usize = 4;
+
+/// Whether [`wait`] can be done with the product.
+pub(crate) fn can_wait(product: &Dispatch) -> bool {
+    product.kernel.shader.starts_with("trellis_matvec.")
+}
+
+/// Lets a product begin together with the dispatch before it, of `announcing` workgroups, by marks at an address.
+pub(crate) fn wait(product: &mut Dispatch, marks: u64, announcing: u32) {
+    // Where the third target stands in the arguments, and the scales of the inputs of the next product.
+    const THIRD_TARGET: usize = 40;
+    const NEXT_SCALES: usize = 80;
+    product.kernel.constants[ANNOUNCING] = announcing;
+    let unused = if product.kernel.constants[EPILOGUE] == 0 { NEXT_SCALES } else { THIRD_TARGET };
+    product.push.replace(unused, &marks.to_le_bytes());
+    product.joins = true;
 }
 
 fn label(op: &str, weights: &[TrellisWeight], columns: usize) -> String {
