@@ -61,7 +61,7 @@ struct Stream {
     next: Vec<Next>,
     under_way: VecDeque<Submission>,
     next_slot: usize,
-    /// Passes that may still be submitted before a sequence leaves the context.
+    /// Passes that may still be submitted before a sequence has all its tokens.
     left: usize,
     /// The device's clock at the end of the last pass that was looked at.
     last_end: Option<u64>,
@@ -157,8 +157,9 @@ impl Decoder {
         }
         if !self.continues(logits, continuations) {
             self.stop(target.commands)?;
-            self.start(target, logits, continuations, options)?;
+            self.start(target, logits, continuations)?;
         }
+        self.limit(continuations, options);
         self.fill(target, options, true)?;
         let submission = self.stream.as_mut().and_then(|stream| stream.under_way.pop_front());
         let submission = submission.expect("there is room for a pass, so one was submitted");
@@ -250,7 +251,6 @@ impl Decoder {
         target: &mut Target<'_>,
         logits: BufferId,
         continuations: &[Continuation<'_>],
-        options: &LoadOptions,
     ) -> Result<(), BackendError> {
         let rows = continuations.len();
         assert!(rows <= self.rows_max, "{rows} sequences of {}", self.rows_max);
@@ -258,14 +258,12 @@ impl Decoder {
         let key = Key { rows, plan, logits };
         self.record(target, key)?;
         self.stage(target, continuations)?;
-        let positions = continuations.iter().map(|continuation| continuation.position);
-        let left = options.context_max - positions.max().unwrap_or(0);
         self.stream = Some(Stream {
             key,
             next: continuations.iter().map(next).collect(),
             under_way: VecDeque::new(),
             next_slot: 0,
-            left,
+            left: 0,
             last_end: None,
         });
         Ok(())
@@ -357,6 +355,15 @@ impl Decoder {
             self.context.raw.cmd_reset_query_pool(buffer, pool, query, 1);
             self.context.raw.cmd_write_timestamp2(buffer, stage, pool, query);
         }
+    }
+
+    /// Submits nothing behind the pass in which the first of the texts has all the tokens that it may have: that would
+    /// be waited for, for nothing.
+    fn limit(&mut self, continuations: &[Continuation<'_>], options: &LoadOptions) {
+        let Some(stream) = &mut self.stream else { return };
+        let room = continuations.iter().map(|one| one.room(options)).min().unwrap_or(0);
+        let submitted: usize = stream.under_way.iter().map(|submission| submission.passes).sum();
+        stream.left = room.saturating_sub(submitted);
     }
 
     /// Submits until two submissions are under way, as far as the context and the contract allow. `returned` says
