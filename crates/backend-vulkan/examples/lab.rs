@@ -4,6 +4,7 @@
 //! - `lab matvec`: what a decoding pass consists of, in several variants;
 //! - `lab layer`: a layer's products and norms in decoding, one behind the other;
 //! - `lab attention`: a token's attention at several depths;
+//! - `lab columns FORMAT COLUMNS…`: a layer's products with several columns, by integers and by matrices;
 //! - `lab trellis`: a layer's products with trellis weights;
 //! - `lab ffn [HIDDEN INNER]`: a feed-forward layer beside plain shaders, by default that of the 27B model;
 //! - `lab upload FILE|cold:FILE|mapped:FILE|GIB [every]`: weights onto the device, from a file or from memory, beside
@@ -19,7 +20,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use memmap2::Mmap;
-use tensor::{WeightBytes, WeightError};
+use tensor::{DType, WeightBytes, WeightError};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -42,6 +43,12 @@ fn run(arguments: &[&str]) -> Result<(), Box<dyn Error>> {
         ["matvec", ..] => backend_vulkan::measure_matvec(index, out)?,
         ["layer", ..] => backend_vulkan::measure_layer(index, out)?,
         ["attention"] => backend_vulkan::measure_attention(index, out)?,
+        ["columns", format, columns @ ..] => {
+            let dtype = DType::ALL.into_iter().find(|dtype| dtype.to_string() == *format).ok_or("no such format")?;
+            for columns in columns {
+                backend_vulkan::measure_columns(index, dtype, columns.parse()?, out)?;
+            }
+        }
         ["trellis"] => backend_vulkan::measure_trellis(index, out)?,
         ["ffn"] => drop(backend_vulkan::measure_ffn(index, 5376, 21_504, out)?),
         ["ffn", hidden, inner] => drop(backend_vulkan::measure_ffn(index, hidden.parse()?, inner.parse()?, out)?),

@@ -9,6 +9,7 @@
 #include "weights.glsl"
 #include "format/{FORMAT}.glsl"
 #include "matvec.glsl"
+#include "matvec_sums.glsl"
 
 Raw raw[(UNROLL > AHEAD ? UNROLL : AHEAD) * TAKEN];
 

@@ -4,6 +4,7 @@
 #include "types.glsl"
 #include "format/{FORMAT}.glsl"
 #include "matvec.glsl"
+#include "matvec_sums.glsl"
 
 void main() {
     const Place at = place();

@@ -17,13 +17,15 @@ use crate::memory::{Arena, Place, Slice};
 use crate::pipeline::Pipelines;
 use crate::upload::write;
 
-/// Time that a device works before something is timed.
+/// Time that a device that was idle works before something is timed.
 const WARM_UP: Duration = Duration::from_millis(300);
 
 /// A device with memory, and nothing loaded.
 pub(crate) struct Lab {
     pub(crate) context: Arc<Context>,
     pub(crate) pipelines: Pipelines,
+    /// Time that a device works before something is timed.
+    pub(crate) warm_up: Duration,
     commands: Commands,
     memory: Arena,
 }
@@ -37,6 +39,7 @@ impl Lab {
         let context = Context::open(index)?;
         Ok(Lab {
             pipelines: Pipelines::new(&context)?,
+            warm_up: WARM_UP,
             commands: Commands::new(&context, &context.queue)?,
             memory: Arena::new(&context, Place::Device, 256 << 20),
             context,
@@ -113,7 +116,7 @@ impl Lab {
     /// A device that fails or has no timestamps.
     pub(crate) fn time(&mut self, dispatches: &[Dispatch], repeat: u32) -> Result<Duration, BackendError> {
         let start = Instant::now();
-        while start.elapsed() < WARM_UP {
+        while start.elapsed() < self.warm_up {
             for _ in 0..8 {
                 self.run(dispatches)?;
             }

@@ -37,7 +37,7 @@ pub use features::{DeviceKind, Features, MatrixShape};
 pub use kernel::attention::measure as measure_attention;
 pub use kernel::matmul::{matrix_constants, measure as measure_matmul};
 #[doc(hidden)]
-pub use kernel::matvec::{measure as measure_matvec, measure_layer};
+pub use kernel::matvec::{measure as measure_matvec, measure_columns, measure_layer};
 #[doc(hidden)]
 pub use kernel::trellis::measure as measure_trellis;
 #[doc(hidden)]

@@ -234,7 +234,7 @@ fn stem(shader: &str) -> &str {
 /// Names of a shader's own constants, from number 2 on.
 fn constants(shader: &str) -> &'static [&'static str] {
     match stem(shader) {
-        "matvec" | "matvec_floats" => &[
+        "matvec" | "matvec_floats" | "matvec_matrix" => &[
             "ROWS",
             "COLUMNS",
             "SPLIT",
@@ -294,7 +294,7 @@ fn declared_lanes(kernel: &Kernel) -> u32 {
         "matvec" | "matvec_floats" if kernel.constants[1] == 1 => 8 * 32,
         // With several columns a lane takes two rows or more, so that half as many have as much on the way, and every
         // weight is multiplied several times.
-        "matvec" | "matvec_floats" => 4 * 32,
+        "matvec" | "matvec_floats" | "matvec_matrix" => 4 * 32,
         // Bound by arithmetic; words of weights are on the way while those before them are decoded.
         "trellis_matvec" => 4 * 32,
         // Bound by memory, but a lane has four positions in flight, each with a load or two of 16 bytes.

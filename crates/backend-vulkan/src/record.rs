@@ -10,7 +10,10 @@ use crate::kernel::attention::{Addresses, Also, AttentionShape, Decode, Scratch,
 use crate::kernel::cache_write::cache_write;
 use crate::kernel::head_prepare::{HeadPrepare, head_prepare};
 use crate::kernel::matmul::{matmul, matmul_matrix, slices, tile};
-use crate::kernel::matvec::{COLUMNS_MAX, Gated, Input, gate_up, gated_tiling, matvec, shared_tiling, tiling};
+use crate::kernel::matvec::{
+    COLUMNS_MAX, Gated, Input, gate_up, gated_tiling, matrix_gated_tiling, matrix_tiling, matvec, shared_tiling,
+    tiling, uses_matrices,
+};
 use crate::kernel::norm::{Output, Scale, norm};
 use crate::kernel::rope::{RopeAddresses, rope};
 use crate::kernel::trellis::{self, Arithmetic, Rotated, TrellisScratch, TrellisWeight};
@@ -253,7 +256,10 @@ impl Recorder<'_> {
             Form::Floats | Form::Quants(_) => {
                 let all = parts.iter().map(|(weight, _)| weight.rows).sum();
                 let weight = parts[0].0;
-                let tiling = tiling(self.features, weight.dtype, all, weight.units(), rows);
+                let tiling = match form {
+                    Form::Quants(_) if uses_matrices(self.features, rows) => matrix_tiling(self.features, weight.dtype),
+                    _ => tiling(self.features, weight.dtype, all, weight.units(), rows),
+                };
                 vec![matvec(self.features, &parts, self.input(input, form), rows, tiling)]
             }
         }
@@ -334,6 +340,8 @@ impl Recorder<'_> {
                 (target, shared_tiling(self.features, rows))
             }
         };
+        let by_matrices = matches!(form, Form::Quants(_)) && uses_matrices(self.features, rows);
+        let tiling = if by_matrices { matrix_gated_tiling(self.features, dtype) } else { tiling };
         vec![gate_up(self.features, gate, up, self.input(input, form), target, rows, tiling)]
     }
 

@@ -3,6 +3,8 @@
 // A unit is 16 bytes of low bits: four times 16 weights, which are 32 apart.
 #define HALVES 4
 #define UNITS_PER_BLOCK 4
+// Offsets are scales times minus this.
+#define CENTER 4.0
 #define UNIT_ORDER 3
 
 struct Raw {

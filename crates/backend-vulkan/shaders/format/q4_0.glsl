@@ -2,6 +2,9 @@
 #define HALVES 2
 #define ONE_SCALE
 #define UNITS_PER_BLOCK 1
+// Offsets are scales times minus this.
+#define CENTER 8.0
+#define SCALE_IS_HALF
 #define UNIT_ORDER 0
 
 struct Raw {
@@ -21,3 +24,8 @@ void decode_half(Raw raw, uint k, out uvec4 quants, out float scale, out float o
     scale = float(raw.scale);
     offset = -8.0 * scale;
 }
+
+// The word of quants that half `k` has nibbles of: the lower ones or the upper ones.
+#define NIBBLES
+uint nibbles(Raw raw, uint k, uint word) { return raw.quants[word]; }
+bool is_upper(uint k) { return k == 1; }

@@ -22,3 +22,8 @@ void decode_half(Raw raw, uint k, out uvec4 quants, out float scale, out float o
     scale = both.x;
     offset = both.y;
 }
+
+// The word of quants that half `k` has nibbles of: the lower ones or the upper ones.
+#define NIBBLES
+uint nibbles(Raw raw, uint k, uint word) { return raw.quants[word]; }
+bool is_upper(uint k) { return k == 1; }

@@ -30,3 +30,8 @@ void decode_half(Raw raw, uint k, out uvec4 quants, out float scale, out float o
     scale = block.x * float(byte_of(raw.groups, 2 * (k / 2)));
     offset = -block.y * float(byte_of(raw.groups, 2 * (k / 2) + 1));
 }
+
+// The word of quants that half `k` has nibbles of: the lower ones or the upper ones.
+#define NIBBLES
+uint nibbles(Raw raw, uint k, uint word) { return k % 2 == 0 ? raw.values[0][word] : raw.values[1][word]; }
+bool is_upper(uint k) { return k >= 2; }

@@ -2,6 +2,9 @@
 #define HALVES 2
 #define ONE_SCALE
 #define UNITS_PER_BLOCK 1
+// Offsets are scales times minus this.
+#define CENTER 16.0
+#define SCALE_IS_HALF
 #define UNIT_ORDER 0
 
 struct Raw {

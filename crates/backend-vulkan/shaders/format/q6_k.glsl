@@ -3,6 +3,8 @@
 // A unit is 16 bytes of low bits: two times 16 weights, which are 64 apart.
 #define HALVES 2
 #define UNITS_PER_BLOCK 8
+// Offsets are scales times minus this.
+#define CENTER 32.0
 #define UNIT_ORDER 2
 
 struct Raw {

@@ -3,6 +3,9 @@
 #define ONE_SCALE
 #define QUANTS_SIGNED
 #define UNITS_PER_BLOCK 1
+// Offsets are scales times minus this.
+#define CENTER 0.0
+#define SCALE_IS_HALF
 #define UNIT_ORDER 0
 
 struct Raw {

@@ -69,15 +69,15 @@ const NARROW: [Tile; 16] = [
 const TO_HALF: &str = "to half";
 
 /// Numbers by counter.
-pub(super) struct Random(u64);
+pub(in crate::kernel) struct Random(u64);
 
 impl Random {
-    pub(super) fn new(seed: u64) -> Random {
+    pub(in crate::kernel) fn new(seed: u64) -> Random {
         Random(seed)
     }
 
     /// The finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
-    pub(super) fn bits(&mut self) -> u64 {
+    pub(in crate::kernel) fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -85,13 +85,13 @@ impl Random {
         bits ^ (bits >> 31)
     }
 
-    pub(super) fn uniform(&mut self, low: f32, high: f32) -> f32 {
+    pub(in crate::kernel) fn uniform(&mut self, low: f32, high: f32) -> f32 {
         low + (high - low) * (self.bits() >> 40) as f32 / (1 << 24) as f32
     }
 }
 
 /// Random weights as a file has them: any quants, scales of both signs in 2^-9 … 2^-3.
-pub(super) fn random_weight(dtype: DType, rows: usize, columns: usize, seed: u64) -> Vec<u8> {
+pub(in crate::kernel) fn random_weight(dtype: DType, rows: usize, columns: usize, seed: u64) -> Vec<u8> {
     let mut random = Random::new(seed);
     let mut words: Vec<u64> = vec![0; dtype.tensor_bytes(rows, columns).expect("whole blocks").div_ceil(8)];
     words.iter_mut().for_each(|word| *word = random.bits());

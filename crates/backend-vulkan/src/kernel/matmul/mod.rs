@@ -1,6 +1,6 @@
 //! [`tensor::Op::Linear`] for many tokens: products of matrices.
 
-mod measure;
+pub(super) mod measure;
 #[cfg(test)]
 mod tests;
 

@@ -28,7 +28,7 @@ const SHAPES: [(&str, usize, &[usize], bool); 9] = [
 ];
 
 const fn tiling(rows: u32, abreast: u32, split: u32, subgroups: u32, unroll: u32) -> Tiling {
-    Tiling { rows, split, subgroups, unroll, abreast }
+    Tiling { rows, split, subgroups, unroll, abreast, matrices: false }
 }
 
 /// Tilings worth a try.
@@ -118,7 +118,7 @@ impl Bench<'_> {
                         matvec(features, &parts, input, columns, tiling)
                     })
                     .collect();
-                let Tiling { rows, split, subgroups, unroll, abreast } = tiling;
+                let Tiling { rows, split, subgroups, unroll, abreast, .. } = tiling;
                 let name = format!("{name} {dtype}×{columns} {rows}·{abreast} {split} {subgroups} {unroll}");
                 self.line(&name, &dispatches, out)?;
             }

@@ -239,7 +239,7 @@ fn parts(lab: &mut Lab, layers: &Layers, variant: &Variant, out: &mut dyn Write)
 }
 
 const fn of(rows: u32, split: u32, subgroups: u32, unroll: u32) -> Tiling {
-    Tiling { rows, split, subgroups, unroll, abreast: 1 }
+    Tiling { rows, split, subgroups, unroll, abreast: 1, matrices: false }
 }
 
 /// For gate and up: 16 rows a workgroup, or 32.

@@ -1,13 +1,20 @@
 //! Products of matrices with one to eight columns: decoding, where the weights' bytes are all that counts.
 
 mod measure;
+mod measure_columns;
 mod measure_layer;
+#[cfg(test)]
+mod tests;
+mod tiling;
 
 pub use measure::measure;
+pub use measure_columns::measure_columns;
 pub use measure_layer::measure_layer;
+pub(crate) use tiling::{
+    Tiling, gated_tiling, matrix_gated_tiling, matrix_tiling, shared_tiling, tiling, uses_matrices,
+};
 
 use super::{Arrangement, Quantized, View, kernel};
-use tensor::DType;
 
 use crate::dispatch::{Dispatch, Push};
 use crate::features::Features;
@@ -41,92 +48,6 @@ pub(crate) enum Gated {
         /// Address of a word for each block of 32 rows, zero before and after.
         arrivals: u64,
     },
-}
-
-/// How the rows are divided: constants 2 and 4 of the shader, and the workgroup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Tiling {
-    /// Rows of a subgroup.
-    pub(crate) rows: u32,
-    /// Subgroups that share a set of rows.
-    pub(crate) split: u32,
-    /// Subgroups of a workgroup.
-    pub(crate) subgroups: u32,
-    /// Units that a lane loads before it multiplies the first of them.
-    pub(crate) unroll: u32,
-    /// Rows side by side in a subgroup: its lanes divided by those at a row.
-    pub(crate) abreast: u32,
-}
-
-impl Tiling {
-    fn group_rows(self) -> usize {
-        (self.rows * self.abreast * self.subgroups / self.split) as usize
-    }
-}
-
-/// The tiling for matrices of `rows` rows in all and `units` units a row. Small workgroups of one row a subgroup come
-/// and go, so that the device is always full; few rows are split among subgroups, so that enough of them read at once
-/// (measured: `docs/vulkan-notes.md`). With several columns a subgroup takes more rows, because the activations are
-/// what it reads most.
-pub(crate) fn tiling(features: &Features, dtype: DType, rows: usize, units: usize, columns: usize) -> Tiling {
-    // Subgroups that a large card holds at once.
-    const WANTED: usize = 4096;
-    let subgroups = (128 / features.subgroup).clamp(1, 4);
-    let is_long = units >= 8 * features.subgroup as usize;
-    if columns > 1 {
-        return match (is_long, columns > 4) {
-            (true, true) => Tiling { rows: 4, split: 1, subgroups: subgroups.min(2), unroll: 1, abreast: 1 },
-            (true, false) => Tiling { rows: 4, split: 8, subgroups: 8, unroll: 1, abreast: abreast(features, 2) },
-            (false, _) => Tiling { rows: 2, split: 4, subgroups: 4, unroll: 1, abreast: abreast(features, 4) },
-        };
-    }
-    if rows >= WANTED {
-        return match (is_costly(dtype), is_long) {
-            (false, false) => Tiling { rows: 1, split: 1, subgroups, unroll: 1, abreast: 1 },
-            (_, true) => Tiling { rows: 2, split: 1, subgroups: 1, unroll: 2, abreast: 1 },
-            (true, false) => Tiling { rows: 2, split: 1, subgroups: subgroups.min(2), unroll: 1, abreast: 1 },
-        };
-    }
-    let mut split = 1;
-    while split < 2 * subgroups && rows * (split as usize) < WANTED && units >= (2 * split * features.subgroup) as usize
-    {
-        split *= 2;
-    }
-    Tiling { rows: 1, split, subgroups: subgroups.max(split), unroll: 1, abreast: 1 }
-}
-
-/// Rows side by side in a subgroup for products with several columns: these load many activations, and lanes of
-/// different rows load the same ones. `wanted` of them, with four lanes or more each.
-fn abreast(features: &Features, wanted: u32) -> u32 {
-    (features.subgroup / 4).clamp(1, wanted)
-}
-
-/// The tiling for gate and up whose rows are whole blocks for a workgroup, or halves of them for one column, so that it
-/// can quantize them.
-pub(crate) fn gated_tiling(features: &Features, dtype: DType, columns: usize) -> Tiling {
-    if columns > 1 {
-        let (wanted, unroll) = if columns > 4 { (2, 1) } else { (4, 2) };
-        let abreast = abreast(features, wanted);
-        return Tiling { rows: 2, split: 1, subgroups: 16 / abreast, unroll, abreast };
-    }
-    // On AMD more than two rows of both matrices take registers that other subgroups of the SIMD need
-    // (`docs/vulkan-gfx1103.md`).
-    let amd = features.is_amd();
-    let lanes = if amd { 8 * features.subgroup } else { 256 };
-    let subgroups = (lanes / features.subgroup).clamp(1, 16).min(features.workgroup_max / features.subgroup);
-    let unroll = if is_costly(dtype) && !amd { 2 } else { 1 };
-    Tiling { rows: 16u32.div_ceil(subgroups), split: 1, subgroups, unroll, abreast: 1 }
-}
-
-/// Whether a unit's scales take more work than its quants, so that a lane better has several rows at hand.
-fn is_costly(dtype: DType) -> bool {
-    matches!(dtype, DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K)
-}
-
-/// The tiling for gate and up where workgroups share blocks.
-pub(crate) fn shared_tiling(features: &Features, columns: usize) -> Tiling {
-    let subgroups = (128 / features.subgroup).clamp(1, 4);
-    Tiling { rows: if columns > 1 { 2 } else { 1 }, split: 1, subgroups, unroll: 1, abreast: 1 }
 }
 
 /// Multiplies up to three matrices of one format and width, each with its output, by the same input of `columns` rows.
@@ -235,6 +156,7 @@ fn shader(
     let name = match (input, weight.dtype.block_len()) {
         (_, 1) => format!("matvec_floats.{}", weight.dtype),
         (Input::Floats(_), _) => format!("matvec.{}.f32", weight.dtype),
+        (Input::Quantized(_), _) if tiling.matrices => format!("matvec_matrix.{}", weight.dtype),
         (Input::Quantized(_), _) => format!("matvec.{}.int8", weight.dtype),
     };
     let mut constants = vec![tiling.rows, columns as u32, tiling.split, epilogue, tiling.unroll];
@@ -272,7 +194,7 @@ fn push(weights: &[Weight], targets: &[(u64, usize)], (target_sums, arrivals): (
     for index in 0..3 {
         push = push.number(targets.get(index).map_or(0, |target| target.1));
     }
-    push
+    push.number(0x6400_6400).number(0x5400_5400)
 }
 
 fn streams(weights: &[Weight]) -> Vec<(u64, u64)> {

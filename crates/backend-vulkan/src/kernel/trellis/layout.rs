@@ -1,4 +1,4 @@
-//! Where lanes hold the elements of matrices: products with trellis weights write weights into a matrix lane by lane.
+//! Where lanes hold the elements of matrices: products of few columns write weights into a matrix lane by lane.
 //!
 //! Vulkan leaves that to the driver, so it is found out on the device, with a shader that numbers the elements.
 
@@ -16,7 +16,7 @@ use crate::pipeline::Pipelines;
 /// Elements of the three matrices: of weights, of activations, and of the result.
 const ELEMENTS: usize = 16 * 16 + 16 * 8 + 16 * 8;
 
-/// Whether elements of matrices of 16 × 8 × 16 lie where `trellis_matvec.comp` puts them.
+/// Whether elements of matrices of 16 × 8 × 16 lie where `trellis_matvec.comp` and `matvec_matrix.comp` put them.
 ///
 /// # Errors
 /// A device that fails.
@@ -73,6 +73,25 @@ mod tests {
             let mut sorted = matrix.to_vec();
             sorted.sort_unstable();
             assert!(sorted.into_iter().eq(0..elements));
+        }
+    }
+
+    /// Products with blocks put four weights of a unit, those of places 0 to 3, into each instruction: what they are
+    /// multiplied with has to be of the same unit and place, in a row and a column that the result is that of.
+    #[test]
+    fn lanes_of_a_row_bring_the_same_places_of_the_same_units() {
+        let numbers = expected();
+        let of_right = |row: usize, column: usize| numbers[256 + 8 * row + column] as usize;
+        for (row, inner) in (0..16).flat_map(|row| (0..16).map(move |inner| (row, inner))) {
+            let (lane, element) = (numbers[16 * row + inner] as usize / 8, numbers[16 * row + inner] as usize % 8);
+            assert_eq!(row, lane / 4 + 8 * (element / 4), "the row that the lane decodes");
+            for column in 0..8 {
+                let (other, place) = (of_right(inner, column) / 4, of_right(inner, column) % 4);
+                assert_eq!((column, lane % 4, element % 4), (other / 4, other % 4, place));
+                let result = numbers[384 + 8 * row + column] as usize;
+                let (lane, element) = (result / 4, result % 4);
+                assert_eq!((row, column), (lane / 4 + 8 * (element / 2), 2 * (lane % 4) + element % 2));
+            }
         }
     }
 
