@@ -7,7 +7,7 @@ use ash::vk;
 use tensor::BackendError;
 
 use crate::context::{Context, Queue, TIMEOUT};
-use crate::dispatch::Dispatch;
+use crate::dispatch::{Dispatch, barriers};
 use crate::memory::Slice;
 use crate::pipeline::Pipelines;
 
@@ -213,8 +213,7 @@ pub(crate) struct Stamps {
     pub(crate) next: u32,
 }
 
-/// Records dispatches with as few barriers as their reads and writes allow: one only where a dispatch touches what one
-/// since the last barrier wrote, or writes what one since then read.
+/// Records dispatches with as few barriers as their reads and writes allow ([`barriers`]).
 ///
 /// # Errors
 /// A kernel that can't be compiled.
@@ -225,19 +224,11 @@ pub(crate) fn record_dispatches(
     dispatches: &[Dispatch],
     stamps: &mut Option<Stamps>,
 ) -> Result<(), BackendError> {
-    let (mut read, mut written): (Vec<u64>, Vec<u64>) = Default::default();
     // What came before may have written anything.
     barrier(context, buffer);
-    for (index, dispatch) in dispatches.iter().enumerate() {
-        let awaited: &[u64] = if dispatch.joins && index > 0 { &dispatches[index - 1].writes } else { &[] };
-        let is_read = |region: &u64| read.contains(region);
-        let is_written = |region: &u64| written.contains(region) && !awaited.contains(region);
-        let hazard = dispatch.reads.iter().any(is_written)
-            || dispatch.writes.iter().any(|region| written.contains(region) || is_read(region));
-        if hazard {
+    for (dispatch, waits) in dispatches.iter().zip(barriers(dispatches)) {
+        if waits {
             dispatch_barrier(context, buffer);
-            read.clear();
-            written.clear();
         }
         let pipeline = pipelines.get(&dispatch.kernel)?;
         stamp(context, buffer, stamps);
@@ -251,8 +242,6 @@ pub(crate) fn record_dispatches(
             device.cmd_dispatch(buffer, x, y, z);
         }
         stamp(context, buffer, stamps);
-        read.extend(&dispatch.reads);
-        written.extend(&dispatch.writes);
     }
     Ok(())
 }

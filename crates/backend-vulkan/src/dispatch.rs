@@ -79,3 +79,55 @@ impl Push {
         &self.bytes[..self.len]
     }
 }
+
+/// Before which of the dispatches there has to be a barrier: where one touches what another one since the last barrier
+/// wrote, or writes what another one since then read. One that begins together with the dispatch before it waits for
+/// what that wrote, and for nothing else; those behind it have not waited.
+pub(crate) fn barriers(dispatches: &[Dispatch]) -> Vec<bool> {
+    let (mut read, mut written): (Vec<Region>, Vec<Region>) = Default::default();
+    let mut barriers = Vec::with_capacity(dispatches.len());
+    for (index, dispatch) in dispatches.iter().enumerate() {
+        let awaited: &[Region] = if dispatch.joins && index > 0 { &dispatches[index - 1].writes } else { &[] };
+        let is_written = |region: &Region| written.contains(region) && !awaited.contains(region);
+        let hazard = dispatch.reads.iter().any(is_written)
+            || dispatch.writes.iter().any(|region| written.contains(region) || read.contains(region));
+        if hazard {
+            read.clear();
+            written.clear();
+        }
+        read.extend(&dispatch.reads);
+        written.extend(&dispatch.writes);
+        barriers.push(hazard);
+    }
+    barriers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn touching(reads: &[Region], writes: &[Region]) -> Dispatch {
+        Dispatch { reads: reads.to_vec(), writes: writes.to_vec(), ..Dispatch::default() }
+    }
+
+    #[test]
+    fn barriers_are_where_something_is_read_or_written_again() {
+        let norm = touching(&[1, 2], &[2, 3]);
+        let (first, second) = (touching(&[3], &[4]), touching(&[3], &[5]));
+        let overwrites = touching(&[6], &[3]);
+        let all = [norm, first, second, overwrites];
+        assert_eq!(barriers(&all), [false, true, false, true]);
+    }
+
+    #[test]
+    fn only_the_dispatch_that_joins_another_goes_without_a_barrier() {
+        let norm = touching(&[1, 2], &[2, 3]);
+        let joins = Dispatch { joins: true, ..touching(&[3], &[4]) };
+        let (second, third) = (touching(&[3], &[5]), touching(&[4], &[6]));
+        assert_eq!(barriers(&[norm.clone(), joins.clone(), second]), [false, false, true]);
+        assert_eq!(barriers(&[norm.clone(), joins.clone(), third]), [false, false, true]);
+        // What it reads besides was written by another one since the last barrier.
+        let reads_more = Dispatch { reads: vec![3, 7], ..joins };
+        assert_eq!(barriers(&[touching(&[], &[7]), norm, reads_more]), [false, false, true]);
+    }
+}
