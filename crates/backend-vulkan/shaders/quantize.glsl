@@ -35,7 +35,7 @@ vec2 scale_and_inverse(uint largest) {
         return vec2(uintBitsToFloat(0x7fc00000), 0.0);
     }
     // Below this the quotient would overflow; no activation that matters is so small.
-    return vec2(most / 127.0, most > 1e-30 ? 127.0 / most : 0.0);
+    return vec2(most * (1.0 / 127.0), most > 1e-30 ? 127.0 / most : 0.0);
 }
 
 // The bits of the largest magnitude.

@@ -156,11 +156,11 @@ uvec2 target_of(uint row, uvec2 total, Settings settings) {
 shared bool last_arrived;
 
 // Whether this workgroup is the last of a row to come here; if so it sees what the others wrote. Each kernel has a
-// counter of its own, which the last workgroup sets back.
+// counter of its own, which the last workgroup sets back. One invocation waits for memory, as in `arrive.glsl`.
 bool arrive(uint row, uint kernel) {
     const int memory = gl_StorageSemanticsBuffer | gl_StorageSemanticsShared;
     const int order = gl_SemanticsAcquireRelease | gl_SemanticsMakeAvailable | gl_SemanticsMakeVisible;
-    controlBarrier(gl_ScopeWorkgroup, gl_ScopeDevice, memory, order);
+    controlBarrier(gl_ScopeWorkgroup, gl_ScopeWorkgroup, memory, order);
     if (gl_LocalInvocationIndex == 0) {
         const uint before =
             atomicAdd(p.states.at[row].arrived[kernel], 1, gl_ScopeDevice, gl_StorageSemanticsBuffer, order);
@@ -169,7 +169,7 @@ bool arrive(uint row, uint kernel) {
             p.states.at[row].arrived[kernel] = 0;
         }
     }
-    controlBarrier(gl_ScopeWorkgroup, gl_ScopeDevice, memory, order);
+    controlBarrier(gl_ScopeWorkgroup, gl_ScopeWorkgroup, memory, order);
     return last_arrived;
 }
 

@@ -13,7 +13,7 @@ const uint GROUPS_MAX = 4096;
 const uint HELD = GROUPS_MAX / WORKGROUP;
 
 shared uvec2 best_parts[SUBGROUPS];
-shared uint counts[2][SUBGROUPS];
+shared uvec2 counts[2][SUBGROUPS];
 
 // The best of a subgroup's pairs of key and id: the largest key, of equal ones the lowest id.
 uvec2 best_of_subgroup(uvec2 pair) {
@@ -93,22 +93,27 @@ uint threshold_of(uint row, uint wanted) {
         }
     }
     uint threshold = 0;
-    [[dont_unroll]] for (int bit = 31; bit >= 12; bit--) {
-        const uint trial = threshold | 1u << bit;
-        uint count = 0;
+    // Two bits at a time: how many maxima reach the first value, in the upper half the second, and the third.
+    [[dont_unroll]] for (int bit = 30; bit >= 12; bit -= 2) {
+        uvec2 count = uvec2(0);
         [[unroll]] for (uint i = 0; i < HELD; i++) {
-            count += maxima[i] >= trial ? 1 : 0;
+            count.x += maxima[i] >= (threshold | 1u << bit) ? 1 : 0;
+            count.x += maxima[i] >= (threshold | 2u << bit) ? 1 << 16 : 0;
+            count.y += maxima[i] >= (threshold | 3u << bit) ? 1 : 0;
         }
-        count = subgroupAdd(count);
+        count = uvec2(subgroupAdd(count.x), subgroupAdd(count.y));
+        const uint round = (bit >> 1) & 1;
         if (gl_SubgroupInvocationID == 0) {
-            counts[bit & 1][gl_SubgroupID] = count;
+            counts[round][gl_SubgroupID] = count;
         }
         barrier();
-        count = 0;
+        count = uvec2(0);
         for (uint i = gl_SubgroupInvocationID; i < SUBGROUPS; i += SUBGROUP) {
-            count += counts[bit & 1][i];
+            count += counts[round][i];
         }
-        threshold = subgroupAdd(count) >= wanted ? trial : threshold;
+        count = uvec2(subgroupAdd(count.x), subgroupAdd(count.y));
+        const uint digit = count.y >= wanted ? 3 : count.x >> 16 >= wanted ? 2 : (count.x & 0xffff) >= wanted ? 1 : 0;
+        threshold |= digit << bit;
     }
     return max(threshold, 1);
 }

@@ -4,6 +4,10 @@ shared uint sorted_keys[CANDIDATES_MAX];
 shared uint sorted_ids[CANDIDATES_MAX];
 shared uint found;
 
+uint power_of_two_from(uint count) {
+    return count < 2 ? 1 : 2 << findMSB(count - 1);
+}
+
 bool comes_before(uint a, uint b, bool by_id) {
     if (by_id) {
         return sorted_ids[a] < sorted_ids[b];
@@ -11,9 +15,38 @@ bool comes_before(uint a, uint b, bool by_id) {
     return sorted_keys[a] > sorted_keys[b] || (sorted_keys[a] == sorted_keys[b] && sorted_ids[a] < sorted_ids[b]);
 }
 
-// Sorts the first `size` candidates, a power of two: by id, or the largest key first and of equal ones the lowest id.
-// A bitonic network.
-void sort(uint size, bool by_id) {
+// Sorts the first `count` candidates, no more than there are invocations: each finds the place of one.
+void sort_few(uint count, bool by_id) {
+    barrier();
+    const uint own = gl_LocalInvocationIndex;
+    uint place = 0;
+    uvec2 pair = uvec2(0);
+    if (own < count) {
+        pair = uvec2(sorted_keys[own], sorted_ids[own]);
+        [[dont_unroll]] for (uint i = 0; i < count; i++) {
+            place += comes_before(i, own, by_id) ? 1 : 0;
+        }
+    }
+    barrier();
+    if (own < count) {
+        sorted_keys[place] = pair.x;
+        sorted_ids[place] = pair.y;
+    }
+    barrier();
+}
+
+// Sorts the first `count` candidates: by id, or the largest key first and of equal ones the lowest id. Many of them by
+// a bitonic network.
+void sort(uint count, bool by_id) {
+    if (count <= WORKGROUP) {
+        sort_few(count, by_id);
+        return;
+    }
+    const uint size = power_of_two_from(count);
+    for (uint i = count + gl_LocalInvocationIndex; i < size; i += WORKGROUP) {
+        sorted_keys[i] = 0;
+        sorted_ids[i] = NONE;
+    }
     barrier();
     for (uint run = 2; run <= size; run *= 2) {
         for (uint step = run / 2; step > 0; step /= 2) {
@@ -33,10 +66,6 @@ void sort(uint size, bool by_id) {
             barrier();
         }
     }
-}
-
-uint power_of_two_from(uint count) {
-    return count < 2 ? 1 : 2 << findMSB(count - 1);
 }
 
 // Sum of all chunks' sums.
@@ -100,12 +129,7 @@ uint draw_from_candidates(uint row, uint best, uint count, Settings settings) {
     // First by logit, to find out which are kept; then by id, for the draw.
     uint kept = count;
     for (uint by_id = 0; by_id < 2; by_id++) {
-        const uint size = power_of_two_from(kept);
-        for (uint i = kept + gl_LocalInvocationIndex; i < size; i += WORKGROUP) {
-            sorted_keys[i] = 0;
-            sorted_ids[i] = NONE;
-        }
-        sort(size, by_id == 1);
+        sort(kept, by_id == 1);
         if (by_id == 0 && !keeps_all(settings)) {
             kept = min(kept, settings.top_k);
         }
