@@ -43,7 +43,8 @@ usage: cargo xtask bench peers [OPTION VALUE]…
 /// `cargo xtask bench peers`: measures, prints the tables, and renews them in the documents.
 ///
 /// # Errors
-/// Options that make no sense, a program that is missing or fails, a document without its two comments.
+/// Options that make no sense, a program that is missing or fails, runs on a machine that is busy, a document without its
+/// two comments.
 pub fn run(arguments: &[&str]) -> Result<()> {
     run_in(&root(), arguments)
 }

@@ -49,7 +49,8 @@ impl Measured {
 /// Runs both programs by turns and makes a table of it.
 ///
 /// # Errors
-/// A program that fails or says something else, cases that only one of them has.
+/// A program that fails or says something else, cases that only one of them has; where the table is for a document, runs
+/// that differ too much.
 pub(super) fn measure(options: &Options, programs: &Programs, model: &Path) -> Result<String> {
     let file = model.to_str().context("the path of the model is not UTF-8")?;
     let [threads, repeat] = [options.threads, options.repeat].map(|count| count.to_string());
@@ -65,7 +66,12 @@ pub(super) fn measure(options: &Options, programs: &Programs, model: &Path) -> R
         lapidary.add(ours_of(&output(&programs.lapidary, &ours)?).context("what `lapidary bench` printed")?);
         llama.add(theirs_of(&output(&programs.llama_bench, &theirs)?).context("what `llama-bench` printed")?);
     }
-    table(options, model, &lapidary, &llama)
+    let table = table(options, model, &lapidary, &llama)?;
+    if !options.print {
+        let checked = check_rest([("Lapidary", &lapidary), ("llama.cpp", &llama)]);
+        checked.inspect_err(|_| println!("{table}"))?;
+    }
+    Ok(table)
 }
 
 fn with_lists(arguments: &[&str], names: [&str; 3], lists: [&String; 3]) -> Vec<String> {
@@ -126,6 +132,29 @@ fn spread(rates: &[f64]) -> Option<[f64; 3]> {
     rates.sort_by(f64::total_cmp);
     let last = rates.len().checked_sub(1)?;
     Some([rates[last / 2].midpoint(rates[rates.len() / 2]), rates[0], rates[last]])
+}
+
+/// A run that is slower than that share of the median shows that the machine had something else to do.
+const SLOWEST_SHARE: f64 = 0.75;
+
+/// Refuses runs that say more of what else the machine did than of the programs.
+///
+/// # Errors
+/// The case whose runs differ too much.
+fn check_rest(programs: [(&str, &Measured); 2]) -> Result<()> {
+    for (name, measured) in programs {
+        for Runs { case, rates } in &measured.runs {
+            let Some([median, slowest, _]) = spread(rates) else { continue };
+            ensure!(
+                slowest >= SLOWEST_SHARE * median,
+                "{name}, {} of {}: one run has {slowest:.1} tokens/s and the median {median:.1}, so the machine did \
+                 something else too; no document is changed\n\nhint: try again when it rests",
+                case.test,
+                case.tokens
+            );
+        }
+    }
+    Ok(())
 }
 
 fn table(options: &Options, model: &Path, ours: &Measured, theirs: &Measured) -> Result<String> {
@@ -191,6 +220,18 @@ mod tests {
                 "| decode of 64, 512 tokens before | 16.0 (10.0 – 20.0) | 10.0 (9.0 – 11.0) | 1.60 |"
             ]
         );
+    }
+
+    #[test]
+    fn runs_on_a_busy_machine_are_refused() {
+        let measured = |rates: &[f64]| {
+            let case = Case { test: "decode".into(), tokens: 64, depth: 0 };
+            Measured { about: String::new(), runs: vec![Runs { case, rates: rates.to_vec() }] }
+        };
+        let (quiet, busy) = (measured(&[10.0, 9.0, 11.0]), measured(&[10.0, 7.0, 11.0]));
+        assert!(check_rest([("one", &quiet), ("two", &quiet)]).is_ok());
+        let error = check_rest([("one", &quiet), ("two", &busy)]).unwrap_err().to_string();
+        assert!(error.starts_with("two, decode of 64: one run has 7.0 tokens/s and the median 10.0"), "{error}");
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub(super) struct Stability {
     /// What was asked for.
     minutes: f64,
     intervals: Vec<Interval>,
+    /// All that were decoded, in intervals or not.
+    tokens: usize,
     /// Of the whole run.
     energy: Vec<Energy>,
     /// Why it ended early, if it did.
@@ -89,7 +91,7 @@ pub(super) fn measure(
         bench.begin(case)?;
         bench.finish()?;
     }
-    let mut run = Stability { case, minutes, intervals: Vec::new(), energy: Vec::new(), ended: None };
+    let mut run = Stability { case, minutes, intervals: Vec::new(), tokens: 0, energy: Vec::new(), ended: None };
     let before = bench.sensors.read();
     let failed = decode(bench, &mut run, |interval| Ok(tell(&interval.line())?)).err();
     run.energy = bench.sensors.since(&before);
@@ -121,6 +123,7 @@ fn decode(bench: &mut Bench<'_>, run: &mut Stability, told: impl Fn(&Interval) -
             last = now;
             if let Ok(tokens) = step {
                 interval.tokens += tokens;
+                run.tokens += tokens;
                 left = left.saturating_sub(tokens);
             }
             let is_over = now - start >= whole || step.is_err();
@@ -151,10 +154,6 @@ impl Stability {
     pub(super) fn rates(&self) -> Option<[f64; 3]> {
         let rates: Vec<f64> = self.intervals.iter().map(Interval::rate).collect();
         (!rates.is_empty()).then(|| spread(&rates))
-    }
-
-    fn tokens(&self) -> usize {
-        self.intervals.iter().map(|interval| interval.tokens).sum()
     }
 
     fn seconds(&self) -> f64 {
@@ -191,7 +190,7 @@ impl Stability {
             let [median, least, most] = spread(&values.collect::<Vec<_>>());
             text += &format!("{name} {median:.1} °C ({least:.1} – {most:.1})\n");
         }
-        text + &self.energy.iter().map(|one| format!("energy {}\n", one.per_token(self.tokens()))).collect::<String>()
+        text + &self.energy.iter().map(|one| format!("energy {}\n", one.per_token(self.tokens))).collect::<String>()
     }
 
     /// As one of the results, so that two runs can be compared.
@@ -204,7 +203,7 @@ impl Stability {
             "sequences": self.case.sequences,
             "threads": threads,
             "tokens_per_second": { "median": median, "slowest": slowest, "fastest": fastest },
-            "energy": self.energy.iter().map(|one| one.json(self.tokens())).collect::<Vec<_>>(),
+            "energy": self.energy.iter().map(|one| one.json(self.tokens)).collect::<Vec<_>>(),
         }))
     }
 
@@ -241,6 +240,7 @@ mod tests {
             case: Case { depth: 0, measurement: Measurement::Decode, tokens: 64, sequences: 1 },
             minutes: 3.0,
             intervals: rates.iter().enumerate().map(interval).collect(),
+            tokens: rates.iter().sum(),
             energy: vec![Energy { counter: "c".into(), joules: 600.0, seconds: 180.0 }],
             ended: None,
         }
