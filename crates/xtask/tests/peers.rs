@@ -102,11 +102,13 @@ fn quality_has_a_table_of_its_own() {
     let scores = "Mean PPL(Q)   : 38.0 ± 0.7\nMean PPL(base) : 37.0 ± 0.7\nMean    KLD: 0.25 ± 0.1\nMedian  KLD: 0.25\n\
                   99.0%   KLD: 1.0\n99.9%   KLD: 2.0\nSame top p: 87.5 ± 0.1 %\nRMS Δp    : 6.25 ± 0.1 %\n";
     repository.program("llama-perplexity", scores);
-    repository.run(&["--model", &model, "--quality", &original, "--text", &text, "--rounds", "1"]).unwrap();
+    let tool = repository.path("llama-perplexity");
+    repository.run(&["--model", &model, "--quality", &original, "--text", &text, "--llama-perplexity", &tool]).unwrap();
     let document = repository.read("docs/quality.md");
     assert!(document.contains("`q.gguf` against `f.gguf` on `t.txt`."), "{document}");
     assert!(document.contains("| KL divergence, mean | 0.250000 | 0.500000 | 2.0000 |\n"), "{document}");
     assert_eq!(repository.read("calls").matches("llama-perplexity ").count(), 2);
+    assert_eq!(repository.read("docs/benchmarks.md"), DOCUMENT);
 }
 
 #[test]

@@ -185,8 +185,8 @@ impl Vectorized for Dot<'_> {
     }
 }
 
-/// [`AddProducts`] with as many tokens at once as keep two multiply-add units busy while their sums, with the weights and
-/// an input, still fit into the registers: 32 of 16 floats (AVX-512) or of 4 (NEON), 16 of 8 (AVX2) or of 4.
+/// [`AddProducts`] with as many tokens at once as keep two multiply-add units busy while their sums, with the weights
+/// and an input, still fit into the registers: 32 of 16 floats (AVX-512) or of 4 (NEON), 16 of 8 (AVX2) or of 4.
 fn add_piece(
     level: Level,
     weights: &[f32],

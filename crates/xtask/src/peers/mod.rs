@@ -34,17 +34,17 @@ usage: cargo xtask bench peers [OPTION VALUE]…
   --repeat N               timed runs in a turn [default: 5]
   --llama-bench PATH       [default: `llama-bench` in the path]
   --lapidary PATH          [default: built in release mode]
-  --quality ORIGINAL.gguf  also: perplexity and KL divergence of --model from this file, by both programs
+  --quality ORIGINAL.gguf  instead: perplexity and KL divergence of --model from this file, by both programs
   --text FILE              the text for that
-  --llama-perplexity PATH  [default: `llama-perplexity` beside llama-bench, or in the path]
+  --llama-perplexity PATH  [default: `llama-perplexity` in the path]
   --print                  print the tables, and leave the documents alone
 ";
 
 /// `cargo xtask bench peers`: measures, prints the tables, and renews them in the documents.
 ///
 /// # Errors
-/// Options that make no sense, a program that is missing or fails, runs on a machine that is busy, a document without its
-/// two comments.
+/// Options that make no sense, a program that is missing or fails, runs on a machine that is busy, a document without
+/// its two comments.
 pub fn run(arguments: &[&str]) -> Result<()> {
     run_in(&root(), arguments)
 }
@@ -60,13 +60,13 @@ pub fn run_in(root: &Path, arguments: &[&str]) -> Result<()> {
         Some(path) => path.clone(),
         None => random_model(root, &options, &programs)?,
     };
-    let table = speed::measure(&options, &programs, &model)?;
-    publish(root, &options, "docs/benchmarks.md", &table)?;
-    if let Some(original) = &options.quality {
-        let table = quality::measure(&options, &programs, &model, original)?;
-        publish(root, &options, "docs/quality.md", &table)?;
+    match &options.quality {
+        Some(original) => {
+            let table = quality::measure(&options, &programs, &model, original)?;
+            publish(root, &options, "docs/quality.md", &table)
+        }
+        None => publish(root, &options, "docs/benchmarks.md", &speed::measure(&options, &programs, &model)?),
     }
-    Ok(())
 }
 
 /// Prints a table, and puts it into a document.

@@ -24,9 +24,8 @@ into the path:
 #[derive(Clone, Debug)]
 pub(super) struct Programs {
     pub(super) lapidary: PathBuf,
-    pub(super) llama_bench: PathBuf,
-    /// If it is needed.
-    pub(super) llama_perplexity: Option<PathBuf>,
+    /// `llama-perplexity` for quality, else `llama-bench`.
+    pub(super) llama: PathBuf,
 }
 
 impl Programs {
@@ -35,31 +34,28 @@ impl Programs {
     /// # Errors
     /// One that is not there, with what helps; cargo's failure.
     pub(super) fn find(root: &Path, options: &Options) -> Result<Programs> {
-        let llama_bench = named_or_in_path(options.llama_bench.as_ref(), "llama-bench", None)?;
-        let perplexity = || {
-            let name = "llama-perplexity";
-            named_or_in_path(options.llama_perplexity.as_ref(), name, llama_bench.parent())
+        let llama = match options.quality {
+            Some(_) => named_or_in_path(options.llama_perplexity.as_ref(), "llama-perplexity")?,
+            None => named_or_in_path(options.llama_bench.as_ref(), "llama-bench")?,
         };
-        let llama_perplexity = options.quality.as_ref().map(|_| perplexity()).transpose()?;
         let lapidary = match &options.lapidary {
-            Some(path) => named_or_in_path(Some(path), "lapidary", None)?,
+            Some(path) => named_or_in_path(Some(path), "lapidary")?,
             None => build(root)?,
         };
-        Ok(Programs { lapidary, llama_bench, llama_perplexity })
+        Ok(Programs { lapidary, llama })
     }
 }
 
-/// The one that is named, or one in a folder, or one in the path.
-fn named_or_in_path(named: Option<&PathBuf>, name: &str, folder: Option<&Path>) -> Result<PathBuf> {
+/// The one that is named, or one in the path.
+fn named_or_in_path(named: Option<&PathBuf>, name: &str) -> Result<PathBuf> {
     if let Some(path) = named {
         ensure!(path.is_file(), "there is no program `{}`\n\n{INSTALL}", path.display());
         // A name alone would be looked for in the path.
         return path.canonicalize().with_context(|| path.display().to_string());
     }
     let path = env::var_os("PATH").unwrap_or_default();
-    let folders = folder.map(Path::to_path_buf).into_iter().chain(env::split_paths(&path));
     let name = format!("{name}{}", env::consts::EXE_SUFFIX);
-    let found = folders.map(|folder| folder.join(&name)).find(|path| path.is_file());
+    let found = env::split_paths(&path).map(|folder| folder.join(&name)).find(|path| path.is_file());
     found.with_context(|| format!("`{name}` is not in the path\n\n{INSTALL}"))
 }
 

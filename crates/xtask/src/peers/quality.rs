@@ -28,7 +28,7 @@ const SCORES: [(&str, &str, &str, f64, usize); 8] = [
 /// A program that fails or says something else.
 pub(super) fn measure(options: &Options, programs: &Programs, model: &Path, original: &Path) -> Result<String> {
     let text = options.text.as_deref().context("`--quality` needs `--text`")?;
-    let tool = programs.llama_perplexity.as_deref().context("`--quality` needs `llama-perplexity`")?;
+    let tool = &programs.llama;
     let [model_file, original_file, text_file] = [model, original, text].map(|path| path.to_str());
     let files = model_file.zip(original_file).zip(text_file);
     let ((model_file, original_file), text_file) = files.context("a path is not UTF-8")?;

@@ -49,8 +49,8 @@ impl Measured {
 /// Runs both programs by turns and makes a table of it.
 ///
 /// # Errors
-/// A program that fails or says something else, cases that only one of them has; where the table is for a document, runs
-/// that differ too much.
+/// A program that fails or says something else, cases that only one of them has; where the table is for a document,
+/// runs that differ too much.
 pub(super) fn measure(options: &Options, programs: &Programs, model: &Path) -> Result<String> {
     let file = model.to_str().context("the path of the model is not UTF-8")?;
     let [threads, repeat] = [options.threads, options.repeat].map(|count| count.to_string());
@@ -64,7 +64,7 @@ pub(super) fn measure(options: &Options, programs: &Programs, model: &Path) -> R
     for round in 1..=options.rounds {
         println!("round {round} of {}", options.rounds);
         lapidary.add(ours_of(&output(&programs.lapidary, &ours)?).context("what `lapidary bench` printed")?);
-        llama.add(theirs_of(&output(&programs.llama_bench, &theirs)?).context("what `llama-bench` printed")?);
+        llama.add(theirs_of(&output(&programs.llama, &theirs)?).context("what `llama-bench` printed")?);
     }
     let table = table(options, model, &lapidary, &llama)?;
     if !options.print {
@@ -135,7 +135,7 @@ fn spread(rates: &[f64]) -> Option<[f64; 3]> {
 }
 
 /// A run that is slower than that share of the median shows that the machine had something else to do.
-const SLOWEST_SHARE: f64 = 0.75;
+const SLOWEST_SHARE: f64 = 0.8;
 
 /// Refuses runs that say more of what else the machine did than of the programs.
 ///
