@@ -67,6 +67,8 @@ pub struct Features {
     pub allocation_max: u64,
     /// Bytes in heaps of the device's own memory.
     pub memory_bytes: u64,
+    /// Where it is on the PCI bus (`VK_EXT_pci_bus_info`), as Linux writes it: `0000:c4:00.0`.
+    pub pci_address: Option<String>,
 }
 
 impl Features {
@@ -211,6 +213,7 @@ pub(crate) fn find(
             .then_some(limits.timestamp_period.round().max(1.0) as u32),
         allocation_max: 1 << 30,
         memory_bytes: memory_bytes(instance, device),
+        pci_address: None,
     };
     if !new_enough {
         let (major, minor) = (vk::api_version_major(version), vk::api_version_minor(version));
@@ -232,6 +235,7 @@ pub(crate) fn find(
     let has = |name: &CStr| extensions.iter().any(|extension| extension.as_str() == name.to_str().unwrap_or_default());
     features.pipeline_statistics = has(ash::khr::pipeline_executable_properties::NAME);
     features.memory_budget = has(ash::ext::memory_budget::NAME);
+    features.pci_address = has(ash::ext::pci_bus_info::NAME).then(|| pci_address(instance, device));
     if has(ash::khr::cooperative_matrix::NAME) {
         let all = all_matrices(entry, instance, device);
         (features.matrix_f16, features.matrix_i8) = matrices(&all);
@@ -300,6 +304,15 @@ fn allocation_max(instance: &ash::Instance, device: vk::PhysicalDevice) -> u64 {
     // SAFETY: the device is of this instance and has Vulkan 1.3.
     unsafe { instance.get_physical_device_properties2(device, &mut all) };
     v11.max_memory_allocation_size.min(v13.max_buffer_size)
+}
+
+/// For devices with `VK_EXT_pci_bus_info`.
+fn pci_address(instance: &ash::Instance, device: vk::PhysicalDevice) -> String {
+    let mut place = vk::PhysicalDevicePCIBusInfoPropertiesEXT::default();
+    let mut all = vk::PhysicalDeviceProperties2::default().push_next(&mut place);
+    // SAFETY: the device is of this instance and has the extension.
+    unsafe { instance.get_physical_device_properties2(device, &mut all) };
+    format!("{:04x}:{:02x}:{:02x}.{:x}", place.pci_domain, place.pci_bus, place.pci_device, place.pci_function)
 }
 
 fn extensions(instance: &ash::Instance, device: vk::PhysicalDevice) -> Vec<String> {

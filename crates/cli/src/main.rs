@@ -16,6 +16,7 @@ mod progress;
 mod random_model;
 mod resident;
 mod runner;
+mod sensors;
 mod session;
 mod stream;
 

@@ -24,6 +24,7 @@ fn features(subgroup: u32) -> Features {
         timestamp_nanoseconds: Some(10),
         allocation_max: 1 << 32,
         memory_bytes: 1 << 34,
+        pci_address: None,
     }
 }
 

@@ -8,6 +8,7 @@ pub mod ci;
 pub mod lavapipe;
 pub mod licences;
 pub mod metadata;
+pub mod peers;
 pub mod picture;
 pub mod radv;
 pub mod source;

@@ -13,6 +13,8 @@ usage: cargo xtask COMMAND
   lavapipe       Mesa's Vulkan driver for the processor, fetched into `target/lavapipe` where there is no GPU;
                  `eval \"$(cargo xtask lavapipe --print-env)\"` makes the shell use it
   radv           compiles the compute pipelines for AMD's gfx1103 and writes docs/vulkan-gfx1103.md
+  bench peers    measures llama.cpp and Lapidary by turns and renews the tables of docs/benchmarks.md;
+                 `cargo xtask bench help` has its options
   dependencies   the edges between the crates, as ARCHITECTURE.md should have them
 ";
 
@@ -24,6 +26,11 @@ fn main() -> ExitCode {
         ["tidy"] => xtask::ci::tidy(),
         ["lavapipe", arguments @ ..] => xtask::lavapipe::run(arguments),
         ["radv"] => xtask::radv::run(),
+        ["bench", "help" | "--help" | "-h"] | ["bench", "peers", "help" | "--help" | "-h"] => {
+            print!("{}", xtask::peers::USAGE);
+            return ExitCode::SUCCESS;
+        }
+        ["bench", "peers", arguments @ ..] => xtask::peers::run(arguments),
         ["dependencies"] => xtask::picture::print(),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

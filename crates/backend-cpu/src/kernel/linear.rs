@@ -26,8 +26,6 @@ const TASK_BYTES: usize = 24 << 10;
 const FLOAT_ROWS: usize = 16;
 /// Columns of a decoded piece of these rows: 32 KiB, which stay in the first-level cache while the tokens pass.
 const FLOAT_COLUMNS: usize = 512;
-/// Tokens that are multiplied at once: as many running sums as keep two multiply-add units busy.
-const FLOAT_TOKENS: usize = 8;
 /// Up to this many tokens, rearranging the decoded weights costs more than it gains.
 const FLOAT_FEW: usize = 4;
 
@@ -144,7 +142,7 @@ fn multiply_rows(level: Level, matrix: &RowMatrix, input: &[f32], part: std::ops
         for start in (0..columns).step_by(FLOAT_COLUMNS) {
             let end = (start + FLOAT_COLUMNS).min(columns);
             let weights = &decoded[start * FLOAT_ROWS..end * FLOAT_ROWS];
-            level.run(AddProducts { weights, input, columns, start, sums: &mut sums });
+            add_piece(level, weights, input, columns, start, &mut sums);
         }
         for (token, sums) in sums.iter().enumerate() {
             // SAFETY: the rows of the caller's range are this thread's alone; lanes past the last row are dropped.
@@ -187,8 +185,25 @@ impl Vectorized for Dot<'_> {
     }
 }
 
-/// `sums[t][r] += Σ input[t][start + k] · weights[k][r]` over a piece of the columns.
-struct AddProducts<'a> {
+/// [`AddProducts`] with as many tokens at once as keep two multiply-add units busy while their sums, with the weights
+/// and an input, still fit into the registers: 32 of 16 floats (AVX-512) or of 4 (NEON), 16 of 8 (AVX2) or of 4.
+fn add_piece(
+    level: Level,
+    weights: &[f32],
+    input: &[f32],
+    columns: usize,
+    start: usize,
+    sums: &mut [[f32; FLOAT_ROWS]],
+) {
+    match level {
+        Level::Avx512 | Level::Amx => level.run(AddProducts::<8> { weights, input, columns, start, sums }),
+        Level::Avx2 | Level::Neon => level.run(AddProducts::<6> { weights, input, columns, start, sums }),
+        Level::Portable => level.run(AddProducts::<2> { weights, input, columns, start, sums }),
+    }
+}
+
+/// `sums[t][r] += Σ input[t][start + k] · weights[k][r]` over a piece of the columns, `T` tokens at once.
+struct AddProducts<'a, const T: usize> {
     /// `[column][row]`.
     weights: &'a [f32],
     /// `[token][columns]`.
@@ -198,16 +213,16 @@ struct AddProducts<'a> {
     sums: &'a mut [[f32; FLOAT_ROWS]],
 }
 
-impl Vectorized for AddProducts<'_> {
+impl<const T: usize> Vectorized for AddProducts<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<const FMA: bool>(self) {
         let (columns, start, length) = (self.columns, self.start, self.weights.len() / FLOAT_ROWS);
-        for (index, sums) in self.sums.chunks_mut(FLOAT_TOKENS).enumerate() {
-            let row = |token: usize| &self.input[(index * FLOAT_TOKENS + token) * columns + start..][..length];
-            if let Ok(sums) = <&mut [_; FLOAT_TOKENS]>::try_from(&mut *sums) {
-                let rows: [&[f32]; FLOAT_TOKENS] = std::array::from_fn(row);
-                add_products::<FMA, FLOAT_TOKENS>(self.weights, rows, sums);
+        for (index, sums) in self.sums.chunks_mut(T).enumerate() {
+            let row = |token: usize| &self.input[(index * T + token) * columns + start..][..length];
+            if let Ok(sums) = <&mut [_; T]>::try_from(&mut *sums) {
+                let rows: [&[f32]; T] = std::array::from_fn(row);
+                add_products::<FMA, T>(self.weights, rows, sums);
             } else {
                 for (token, sums) in sums.iter_mut().enumerate() {
                     add_products::<FMA, 1>(self.weights, [row(token)], std::array::from_mut(sums));

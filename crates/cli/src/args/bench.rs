@@ -41,9 +41,14 @@ pub(crate) struct BenchArgs {
     /// Tokens that are in the cache before
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "0")]
     pub(crate) depth: Vec<usize>,
-    /// Conversations that are decoded at once
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub(crate) sequences: u32,
+    /// Numbers of conversations that are decoded at once
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1",
+        value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) sequences: Vec<u32>,
+    /// Decode for so long, and tell tokens/s, temperatures and power over time; Ctrl-C ends it earlier
+    #[arg(long, value_name = "N", conflicts_with_all = ["prompt_tokens", "repeat", "trace", "write"],
+        value_parser = minutes)]
+    pub(crate) minutes: Option<f64>,
     /// Write what the device did, for chrome://tracing or Perfetto
     #[arg(long, value_name = "FILE", conflicts_with = "write")]
     pub(crate) trace: Option<PathBuf>,
@@ -70,6 +75,9 @@ pub(crate) struct BenchArgs {
     pub(crate) precision: PrecisionArg,
     #[arg(long, default_value = "auto", value_parser = device, help = DEVICE_HELP)]
     pub(crate) device: DeviceArg,
+    /// Where Linux tells energy and temperatures
+    #[arg(long, value_name = "DIR", default_value = "/sys", hide = true)]
+    pub(crate) sysfs: PathBuf,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
@@ -93,6 +101,11 @@ pub(crate) struct BenchCompareArgs {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn minutes(text: &str) -> Result<f64, Usage> {
+    let number = text.parse().ok().filter(|number: &f64| (0.01..=10_000.0).contains(number));
+    number.ok_or_else(|| Usage("expected a number from 0.01 to 10000".into()))
 }
 
 fn weight_format(name: &str) -> Result<RandomFormat, Usage> {

@@ -6,6 +6,7 @@ mod compare;
 mod latency;
 mod measure;
 mod report;
+mod stability;
 mod trace;
 
 use std::cell::Cell;
@@ -13,6 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use backend_cpu::physical_cores;
+use backend_vulkan::DeviceInfo;
 use engine::{Engine, EngineOptions, ModelSource};
 use model::{Config, TensorEntry};
 use serde_json::json;
@@ -23,6 +25,7 @@ use crate::devices::{self, Device, Machine, ThisMachine};
 use crate::failure::Usage;
 use crate::model_source::Model;
 use crate::random_model::{RandomFormat, RandomModel};
+use crate::sensors::Sensors;
 use crate::{interrupt, output, runner};
 use measure::{Bench, Case, FIRST_TOKEN_PROMPT, Measurement};
 use report::{Place, Report};
@@ -101,7 +104,7 @@ impl Weights {
             output::notice(&text);
         }
         let place = Place::of(&*device, threads, bandwidth.get(), start.get().elapsed());
-        Ok(Load { engine, place })
+        Ok(Load { engine, place, gpu: device.gpu().cloned() })
     }
 }
 
@@ -109,6 +112,7 @@ impl Weights {
 struct Load {
     engine: Engine,
     place: Place,
+    gpu: Option<DeviceInfo>,
 }
 
 /// Times a model, writes a random one, or compares two measurements.
@@ -146,18 +150,35 @@ fn run_on(machine: &dyn Machine, args: BenchArgs) -> Result<()> {
         "warmup": args.warmup,
         "repeat": args.repeat,
         "seed": args.seed,
+        "minutes": args.minutes,
     }));
     for &threads in &threads {
         if !(1..=1024).contains(&threads) {
             return Err(Usage(format!("--threads: expected numbers from 1 to 1024, found {threads}")).into());
         }
-        let Load { mut engine, place } = weights.load(machine, args.device, &options(&args, &cases, threads))?;
+        let Load { mut engine, place, gpu } = weights.load(machine, args.device, &options(&args, &cases, threads))?;
         interrupt::watch(engine.interrupt_handle());
-        let gpu = place.is_gpu();
-        report.loaded(place, engine.memory());
-        measure(&args, &cases, &mut engine, &mut report)?;
-        if gpu {
-            // It has no use for other numbers of threads.
+        // While it was loaded nobody was told.
+        interrupt::check()?;
+        let sensors = Sensors::find(&args.sysfs, gpu.as_ref());
+        report.loaded(place, engine.memory(), &sensors);
+        let mut bench = Bench::new(&mut engine, &sensors, args.seed, context(&cases));
+        if !args.json {
+            output::notice(&report.heading());
+        }
+        let failed = match args.minutes {
+            Some(minutes) => stability::measure(&args, cases[0], minutes, &mut bench, &mut report),
+            None => measure(&args, &cases, &mut bench, &mut report).map(|()| None),
+        }?;
+        if let Some(error) = failed {
+            // What there is until then is worth telling.
+            if args.json {
+                output::json(&report.json())?;
+            }
+            return Err(error);
+        }
+        if interrupt::is_pressed() || gpu.is_some() {
+            // A GPU has no use for other numbers of threads.
             break;
         }
     }
@@ -165,13 +186,9 @@ fn run_on(machine: &dyn Machine, args: BenchArgs) -> Result<()> {
 }
 
 /// Times all cases on one device.
-fn measure(args: &BenchArgs, cases: &[Case], engine: &mut Engine, report: &mut Report) -> Result<()> {
+fn measure(args: &BenchArgs, cases: &[Case], bench: &mut Bench<'_>, report: &mut Report) -> Result<()> {
     let tell = |text: String| if args.json { Ok(()) } else { output::answer(&text) };
-    if !args.json {
-        output::notice(&report.heading());
-    }
-    let mut bench = Bench::new(engine, args.seed, context(cases));
-    if args.trace.is_some() && !trace::is_possible(&mut bench) {
+    if args.trace.is_some() && !trace::is_possible(bench) {
         bail!("the device keeps no times of its work (GPUs with timestamps do), so there is no trace to write");
     }
     let first_token = bench.first_token(args.warmup, args.repeat);
@@ -183,7 +200,10 @@ fn measure(args: &BenchArgs, cases: &[Case], engine: &mut Engine, report: &mut R
         report.add(timing, engine_cache(args));
         tell(report.last_line())?;
     }
-    if let Some(trace) = trace::record(&mut bench, cases)? {
+    if let Some(text) = report.too_short_for_energy().filter(|_| !args.json) {
+        output::notice(&text);
+    }
+    if let Some(trace) = trace::record(bench, cases)? {
         if let Some(path) = &args.trace {
             trace.write(path)?;
         }
@@ -207,18 +227,32 @@ fn cases(args: &BenchArgs) -> Result<Vec<Case>> {
         let prefill = args.prompt_tokens.iter().filter(|&&tokens| tokens > 0);
         cases.extend(prefill.map(|&tokens| Case { depth, measurement: Measurement::Prefill, tokens, sequences: 1 }));
         let decode = args.decode_tokens.iter().filter(|&&tokens| tokens > 0);
-        let sequences = args.sequences as usize;
-        cases.extend(decode.map(|&tokens| Case { depth, measurement: Measurement::Decode, tokens, sequences }));
+        for &tokens in decode {
+            let all = args.sequences.iter().map(|&sequences| sequences as usize);
+            cases.extend(all.map(|sequences| Case { depth, measurement: Measurement::Decode, tokens, sequences }));
+        }
     }
-    if args.chunk < args.sequences as usize {
+    if args.chunk < sequences(args) {
         // They have to begin together.
         return Err(Usage("--chunk: expected at least as many tokens as --sequences".into()).into());
+    }
+    if args.minutes.is_some() {
+        cases.retain(|case| case.measurement == Measurement::Decode);
+        if cases.len() != 1 {
+            let what = "expected one number each for --decode-tokens, --depth and --sequences";
+            return Err(Usage(format!("--minutes: {what}")).into());
+        }
     }
     match cases.iter().all(|case| case.depth < 1 << 24 && case.tokens < 1 << 24) {
         _ if cases.is_empty() => Err(Usage("nothing to time: --prompt-tokens and --decode-tokens are 0".into()).into()),
         true => Ok(cases),
         false => Err(Usage("lengths: expected numbers below 16777216".into()).into()),
     }
+}
+
+/// The most sequences at once.
+fn sequences(args: &BenchArgs) -> usize {
+    args.sequences.iter().max().map_or(1, |&most| most as usize)
 }
 
 /// Positions that the longest case needs.
@@ -233,7 +267,7 @@ fn options(args: &BenchArgs, cases: &[Case], threads: usize) -> EngineOptions {
         precision: args.precision.into(),
         threads: Some(threads),
         chunk: args.chunk,
-        sequences: args.sequences as usize,
+        sequences: sequences(args),
         ..EngineOptions::default()
     }
 }

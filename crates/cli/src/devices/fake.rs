@@ -33,6 +33,7 @@ pub(crate) fn gpu(index: usize) -> DeviceInfo {
         timestamp_nanoseconds: Some(1),
         allocation_max: 1 << 30,
         memory_bytes: 8 << 30,
+        pci_address: None,
     };
     DeviceInfo { index, features, problem: None }
 }

@@ -59,6 +59,9 @@ impl Axis {
 }
 
 fn linear(mut low: f64, mut high: f64, from_zero: bool, ticks: usize) -> Range {
+    if from_zero {
+        low = low.min(0.0);
+    }
     // Values at an edge are hard to see.
     let room = if high > low { 0.06 * (high - low) } else { 0.1 * high.abs().max(1e-9) };
     (low, high) = (low - room, high + room);

@@ -8,6 +8,7 @@ use engine::{Engine, Event, FinishReason, Request, Sampling, SequenceId, Statist
 use super::latency::Latency;
 use crate::random_model::Random;
 use crate::resident;
+use crate::sensors::{self, Energy, Sensors};
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +64,15 @@ pub(super) struct Timing {
     pub(super) hash: Option<u64>,
     /// How evenly the tokens came; for decode.
     pub(super) latency: Latency,
+    /// What all runs took, by each counter that can tell for as short a time as one of them.
+    pub(super) energy: Vec<Energy>,
+}
+
+impl Timing {
+    /// Tokens of all runs.
+    pub(super) fn tokens(&self) -> usize {
+        self.case.all_tokens() * self.seconds.len()
+    }
 }
 
 /// Tokens of the prompt whose first answer token is waited for.
@@ -71,6 +81,7 @@ pub(super) const FIRST_TOKEN_PROMPT: usize = 16;
 /// An engine that is timed, with the sequences that are kept.
 pub(super) struct Bench<'a> {
     pub(super) engine: &'a mut Engine,
+    pub(super) sensors: &'a Sensors,
     kept: Vec<SequenceId>,
     /// What all prompts are beginnings of.
     text: Vec<u32>,
@@ -84,25 +95,27 @@ struct Run {
     seconds: f64,
     /// In the order in which they were chosen.
     tokens: Vec<u32>,
+    energy: Vec<Energy>,
 }
 
 impl<'a> Bench<'a> {
     /// With prompts of up to `context` tokens.
-    pub(super) fn new(engine: &'a mut Engine, seed: u64, context: usize) -> Bench<'a> {
+    pub(super) fn new(engine: &'a mut Engine, sensors: &'a Sensors, seed: u64, context: usize) -> Bench<'a> {
         let vocabulary = engine.config().vocabulary as u64;
         // Past the special tokens and bytes of real vocabularies.
         let first = 300.min(vocabulary - 1);
         let mut random = Random(seed);
         let text = (0..context).map(|_| (first + random.next() % (vocabulary - first)) as u32).collect();
-        Bench { engine, kept: Vec::new(), text, other: first as u32 - 1, seed }
+        Bench { engine, sensors, kept: Vec::new(), text, other: first as u32 - 1, seed }
     }
 
     /// Times a case several times, after some runs that don't count.
     pub(super) fn measure(&mut self, case: Case, warmup: u32, repeat: u32) -> Result<Timing> {
         let (mut seconds, mut hashes, mut latency) = (Vec::new(), Vec::new(), Latency::default());
+        let mut energies = Vec::new();
         for run in 0..warmup + repeat {
             let mut of_run = Latency::default();
-            let Run { seconds: time, tokens } = match case.measurement {
+            let Run { seconds: time, tokens, energy } = match case.measurement {
                 Measurement::Prefill => self.prefill(case)?,
                 Measurement::Decode => self.decode(case, &mut of_run)?,
             };
@@ -110,10 +123,12 @@ impl<'a> Bench<'a> {
             if run >= warmup {
                 seconds.push(time);
                 latency.add(of_run);
+                energies.push(energy);
             }
         }
         let same = hashes.iter().all(|hash| *hash == hashes[0]);
-        Ok(Timing { case, seconds, hash: same.then(|| hashes[0]), latency })
+        let hash = same.then(|| hashes[0]);
+        Ok(Timing { case, seconds, hash, latency, energy: sensors::sum(&energies) })
     }
 
     /// Seconds from a short prompt to the first token of its answer, several times.
@@ -135,15 +150,18 @@ impl<'a> Bench<'a> {
     /// One prompt behind a cache that is filled up to the depth.
     fn prefill(&mut self, case: Case) -> Result<Run> {
         self.begin_prefill(case)?;
+        let before = self.sensors.read();
         let progress = self.finish()?;
+        let energy = self.sensors.since(&before);
         let (timed, expected) = (progress.statistics.prefill_tokens, case.tokens);
         ensure!(timed == expected, "{timed} tokens were timed, expected {expected}");
-        Ok(Run { seconds: progress.statistics.prefill_time.as_secs_f64(), tokens: progress.tokens })
+        Ok(Run { seconds: progress.statistics.prefill_time.as_secs_f64(), tokens: progress.tokens, energy })
     }
 
     /// Tokens of all sequences behind their first ones, which belong to the prompt's time.
     fn decode(&mut self, case: Case, latency: &mut Latency) -> Result<Run> {
         self.begin(case)?;
+        let before = self.sensors.read();
         let (start, mut last, cpu) = (Instant::now(), Instant::now(), resident::cpu_time());
         let mut tokens = Vec::new();
         while tokens.len() < case.all_tokens() {
@@ -157,8 +175,9 @@ impl<'a> Bench<'a> {
             ensure!(!self.engine.is_idle() || tokens.len() == case.all_tokens(), "{} tokens were timed", tokens.len());
         }
         let seconds = start.elapsed().as_secs_f64();
+        let energy = self.sensors.since(&before);
         latency.cpu_share = resident::cpu_time().zip(cpu).map(|(now, then)| (now - then).as_secs_f64() / seconds);
-        Ok(Run { seconds, tokens })
+        Ok(Run { seconds, tokens, energy })
     }
 
     /// Fills the cache and hands in the prompt.
@@ -240,6 +259,13 @@ impl<'a> Bench<'a> {
             }
             ensure!(!step.idle, "the answers ended early");
         }
+    }
+
+    /// One step, and how many tokens it brought.
+    pub(super) fn step_tokens(&mut self) -> Result<usize> {
+        let progress = self.step()?;
+        ensure!(!progress.tokens.is_empty(), "a step brought no token");
+        Ok(progress.tokens.len())
     }
 
     /// One step.

@@ -9,8 +9,10 @@ use tensor::{DType, MemoryUse, Precision};
 
 use super::Stored;
 use super::measure::{Case, FIRST_TOKEN_PROMPT, Measurement, Timing};
+use super::stability::Stability;
 use super::trace::Trace;
 use crate::devices::Device;
+use crate::sensors::{CounterInfo, Sensors};
 use crate::{output, resident};
 
 /// Everything that was measured.
@@ -25,6 +27,8 @@ pub(super) struct Report {
     settings: Value,
     loads: Vec<Load>,
     lines: Vec<Line>,
+    /// Long runs, each with the index of its load.
+    long_runs: Vec<(usize, Stability)>,
 }
 
 /// A device.
@@ -74,6 +78,10 @@ struct Load {
     first_token: Vec<f64>,
     /// What the device did, if it tells.
     trace: Trace,
+    /// What counts energy.
+    counters: Vec<CounterInfo>,
+    /// Why nothing does, or why not more.
+    no_counter: Vec<String>,
 }
 
 struct Line {
@@ -87,7 +95,7 @@ struct Line {
 }
 
 /// The median, the least and the most.
-fn spread(values: &[f64]) -> [f64; 3] {
+pub(super) fn spread(values: &[f64]) -> [f64; 3] {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
     let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
@@ -110,8 +118,9 @@ impl Report {
         // Of an embedding that is not the head too, a pass reads a few rows.
         let is_read = |(entry, _): &&Stored| entry.role != Role::Embedding || config.tied_embeddings;
         let pass_bytes = stored.iter().filter(is_read).map(bytes).sum();
-        let (settings, loads, lines) = (Value::Null, Vec::new(), Vec::new());
-        Report { model, config: config.clone(), pass_bytes, weights_bytes, precision, settings, loads, lines }
+        let (settings, config) = (Value::Null, config.clone());
+        let (loads, lines, long_runs) = (Vec::new(), Vec::new(), Vec::new());
+        Report { model, config, pass_bytes, weights_bytes, precision, settings, loads, lines, long_runs }
     }
 
     /// How it is measured, apart from the cases themselves.
@@ -120,8 +129,9 @@ impl Report {
     }
 
     /// The model was loaded somewhere.
-    pub(super) fn loaded(&mut self, place: Place, memory: MemoryUse) {
-        self.loads.push(Load { place, memory, first_token: Vec::new(), trace: Trace::default() });
+    pub(super) fn loaded(&mut self, place: Place, memory: MemoryUse, sensors: &Sensors) {
+        let (counters, no_counter) = (sensors.list(), sensors.missing().to_vec());
+        self.loads.push(Load { place, memory, first_token: Vec::new(), trace: Trace::default(), counters, no_counter });
     }
 
     /// Short prompts were answered, in so many seconds each.
@@ -149,12 +159,45 @@ impl Report {
         let mut line = Line { load, timing, rate: None, share: None };
         let case = line.timing.case;
         if case.measurement == Measurement::Decode {
-            let bytes = self.pass_bytes + case.sequences as u64 * self.cache_bytes(case, cache);
-            let rate = bytes as f64 * line.rates()[0] / case.sequences as f64;
+            let rate = self.read_rate(case, cache, line.rates()[0]);
             line.rate = Some(rate);
             line.share = self.loads[load].place.bandwidth.map(|bandwidth| rate / bandwidth);
         }
         self.lines.push(line);
+    }
+
+    /// Bytes of weights and caches that are read in a second of decoding so many tokens of all sequences.
+    fn read_rate(&self, case: Case, cache: DType, tokens_per_second: f64) -> f64 {
+        let bytes = self.pass_bytes + case.sequences as u64 * self.cache_bytes(case, cache);
+        bytes as f64 * tokens_per_second / case.sequences as f64
+    }
+
+    /// A long run was made; what it says is returned.
+    pub(super) fn add_long_run(&mut self, run: Stability, cache: DType) -> String {
+        let load = self.loads.len() - 1;
+        let mut text = run.summary();
+        if let Some([median, ..]) = run.rates() {
+            let rate = self.read_rate(run.case, cache, median);
+            let share = self.loads[load].place.bandwidth.map(|bandwidth| 100.0 * rate / bandwidth);
+            let share = share.map(|share| format!(", {share:.0} % of the memory's")).unwrap_or_default();
+            text += &format!("reads {:.1} GB/s{share}\n", rate / 1e9);
+        }
+        self.long_runs.push((load, run));
+        text
+    }
+
+    /// That some case was too short for all counters, if so.
+    pub(super) fn too_short_for_energy(&self) -> Option<String> {
+        let load = self.loads.last()?;
+        let needed = load.counters.iter().min_by_key(|counter| counter.shortest)?;
+        let here = self.lines.iter().filter(|line| line.load + 1 == self.loads.len());
+        here.into_iter().any(|line| line.timing.energy.is_empty()).then(|| {
+            format!(
+                "energy: not measured where a run is shorter than {} s ({}): more tokens, or --minutes",
+                needed.shortest.as_secs_f64(),
+                needed.name
+            )
+        })
     }
 
     /// Bytes of keys and values that the pass in the middle of a decode reads.
@@ -167,7 +210,7 @@ impl Report {
 
     /// What is said before the results of a device.
     pub(super) fn heading(&self) -> String {
-        let Some(Load { place, memory, .. }) = self.loads.last() else { return String::new() };
+        let Some(Load { place, memory, counters, no_counter, .. }) = self.loads.last() else { return String::new() };
         let on = match (&place.driver, place.threads) {
             (Some(driver), _) => format!("driver {driver}"),
             (None, threads) => format!("{} threads", threads.unwrap_or(1)),
@@ -177,8 +220,12 @@ impl Report {
             (Some(rate), None) => format!("memory copies at {:.1} GB/s", rate / 1e9),
             (None, _) => "the memory's speed is not known".into(),
         };
+        let energy = match counters.is_empty() {
+            true => format!("\nenergy: not measured: {}", no_counter.join("; ")),
+            false => String::new(),
+        };
         format!(
-            "{}: {} parameters, {} of weights; {}\n{on}: loaded in {:.2} s, {} in use, {rate}",
+            "{}: {} parameters, {} of weights; {}\n{on}: loaded in {:.2} s, {} in use, {rate}{energy}",
             self.model,
             output::count(self.config.parameters()),
             output::bytes(self.weights_bytes),
@@ -200,7 +247,7 @@ impl Report {
     /// The newest result.
     pub(super) fn last_line(&self) -> String {
         let Some(line) = self.lines.last() else { return String::new() };
-        let Timing { case, hash, latency, .. } = &line.timing;
+        let Timing { case, hash, latency, energy, .. } = &line.timing;
         let [median, slowest, fastest] = line.rates();
         let sequences = match case.sequences {
             1 => String::new(),
@@ -226,12 +273,15 @@ impl Report {
         if case.measurement == Measurement::Decode {
             text += &latency.line();
         }
-        text
+        let tokens = line.timing.tokens();
+        text + &energy.iter().map(|one| format!("        energy {}\n", one.per_token(tokens))).collect::<String>()
     }
 
     /// All of it for programs.
     pub(super) fn json(&self) -> Value {
         let first = self.loads.first().map(|load| &load.place);
+        let long_runs = self.long_runs.iter().map(|(load, run)| (self.loads[*load].place.threads, run));
+        let long_results = long_runs.clone().filter_map(|(threads, run)| run.result_json(threads));
         json!({
             "model": self.model,
             "device": first.map(|place| place.device.as_str()),
@@ -247,12 +297,14 @@ impl Report {
             "weights_bytes_per_pass": self.pass_bytes,
             "peak_resident_bytes": resident::peak(),
             "loads": self.loads.iter().map(load_json).collect::<Vec<_>>(),
-            "results": self.lines.iter().map(|line| self.line_json(line)).collect::<Vec<_>>(),
+            "results": self.lines.iter().map(|line| self.line_json(line)).chain(long_results).collect::<Vec<_>>(),
+            "stability": long_runs.map(|(threads, run)| run.json(threads)).collect::<Vec<_>>(),
         })
     }
 
     fn line_json(&self, line: &Line) -> Value {
-        let Timing { case, seconds, hash, latency } = &line.timing;
+        let Timing { case, seconds, hash, latency, energy } = &line.timing;
+        let tokens = line.timing.tokens();
         let [median, slowest, fastest] = line.rates();
         json!({
             "test": case.measurement.name(),
@@ -265,14 +317,17 @@ impl Report {
             "bytes_per_second": line.rate,
             "share_of_memory_bandwidth": line.share,
             "latency": (case.measurement == Measurement::Decode).then(|| latency.json()),
+            "energy": energy.iter().map(|one| one.json(tokens)).collect::<Vec<_>>(),
             "tokens_hash": hash.map(|hash| format!("{hash:016x}")),
         })
     }
 }
 
 fn load_json(load: &Load) -> Value {
-    let Load { place, memory, first_token, trace } = load;
+    let Load { place, memory, first_token, trace, counters, no_counter } = load;
     let gpu = place.is_gpu();
+    let counters =
+        counters.iter().map(|one| json!({ "name": one.name, "shortest_run_seconds": one.shortest.as_secs_f64() }));
     json!({
         "threads": place.threads,
         "load_seconds": place.time.as_secs_f64(),
@@ -283,6 +338,8 @@ fn load_json(load: &Load) -> Value {
             "caches_bytes": memory.caches,
             "scratch_bytes": memory.scratch,
         },
+        "energy_counters": counters.collect::<Vec<_>>(),
+        "energy_not_measured": no_counter,
         "device_work": trace.json(place.bandwidth),
         "first_token": { "prompt_tokens": FIRST_TOKEN_PROMPT, "seconds": first_token },
     })
@@ -290,13 +347,15 @@ fn load_json(load: &Load) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::super::latency::Latency;
     use super::*;
 
     const CASE: Case = Case { depth: 0, measurement: Measurement::Decode, tokens: 10, sequences: 1 };
 
     fn timing(case: Case, seconds: &[f64]) -> Timing {
-        Timing { case, seconds: seconds.to_vec(), hash: Some(1), latency: Latency::default() }
+        Timing { case, seconds: seconds.to_vec(), hash: Some(1), latency: Latency::default(), energy: Vec::new() }
     }
 
     fn line(seconds: &[f64]) -> Line {
@@ -308,7 +367,7 @@ mod tests {
         let mut report = Report::new("x".into(), &config, &[], Precision::Fast);
         let time = Duration::ZERO;
         let place = Place { device: "y".into(), driver: None, threads: Some(1), bandwidth: Some(1e9), time };
-        report.loaded(place, MemoryUse::default());
+        report.loaded(place, MemoryUse::default(), &Sensors::find(Path::new("nowhere"), None));
         report
     }
 

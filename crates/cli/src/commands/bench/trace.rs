@@ -279,6 +279,7 @@ mod tests {
     use crate::devices::Machine;
     use crate::devices::fake::{Gpu, machine};
     use crate::model_source::Model;
+    use crate::sensors::Sensors;
 
     const CASE: Case = Case { depth: 0, measurement: Measurement::Decode, tokens: 4, sequences: 1 };
 
@@ -342,7 +343,8 @@ mod tests {
         let device = machine(vec![Gpu::failing(0, vec![None])]).open_gpu(None).unwrap();
         let options = EngineOptions { context: Some(64), sequences: 2, ..EngineOptions::default() };
         let mut engine = Engine::load(&checkpoint, &*device, &options).unwrap();
-        let mut bench = Bench::new(&mut engine, 1, 64);
+        let sensors = Sensors::find(Path::new("nowhere"), None);
+        let mut bench = Bench::new(&mut engine, &sensors, 1, 64);
         assert!(is_possible(&mut bench));
         let prefill = Case { depth: 8, measurement: Measurement::Prefill, tokens: 20, sequences: 1 };
         let decode = Case { depth: 8, tokens: 5, sequences: 2, ..CASE };
@@ -352,6 +354,6 @@ mod tests {
         assert_eq!(trace.parts.iter().map(operations).collect::<Vec<_>>(), [vec![2; 5], vec![20]]);
         assert_eq!(trace.parts[0].summary().count, 5);
         let mut cpu = Engine::load(&checkpoint, &*machine(vec![]).cpu(), &options).unwrap();
-        assert!(record(&mut Bench::new(&mut cpu, 1, 64), &[decode]).unwrap().is_none());
+        assert!(record(&mut Bench::new(&mut cpu, &sensors, 1, 64), &[decode]).unwrap().is_none());
     }
 }

@@ -123,6 +123,7 @@ fn gpu_json(info: &DeviceInfo) -> Value {
         "problem": problem,
         "memory_bytes": features.memory_bytes,
         "allocation_max_bytes": features.allocation_max,
+        "pci_address": features.pci_address,
         "subgroup": features.subgroup,
         "subgroup_range": [features.subgroup_range.0, features.subgroup_range.1],
         "integer_dot": features.integer_dot,

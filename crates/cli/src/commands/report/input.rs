@@ -131,6 +131,38 @@ pub(crate) struct Bench {
     #[serde(default)]
     pub(crate) loads: Vec<Load>,
     pub(crate) results: Vec<Speed>,
+    /// Long runs.
+    #[serde(default)]
+    pub(crate) stability: Vec<LongRun>,
+}
+
+/// A long run of decoding.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct LongRun {
+    pub(crate) threads: Option<usize>,
+    pub(crate) trend: Option<Trend>,
+    pub(crate) intervals: Vec<Interval>,
+}
+
+/// The straight line through its speeds.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Trend {
+    pub(crate) tokens_per_second_at_start: f64,
+    pub(crate) tokens_per_second_per_minute: f64,
+}
+
+/// A part of it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Interval {
+    pub(crate) end_seconds: f64,
+    pub(crate) tokens_per_second: f64,
+    /// Temperatures by the name of the thermometer.
+    pub(crate) celsius: BTreeMap<String, f64>,
+    /// Mean power by the name of the counter.
+    pub(crate) watts: BTreeMap<String, f64>,
 }
 
 /// A device with a number of threads.
@@ -153,6 +185,18 @@ pub(crate) struct Speed {
     pub(crate) tokens_per_second: Rate,
     #[serde(default)]
     pub(crate) share_of_memory_bandwidth: Option<f64>,
+    /// By each counter that could tell.
+    #[serde(default)]
+    pub(crate) energy: Vec<Energy>,
+}
+
+/// Energy by one counter.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Energy {
+    pub(crate) counter: String,
+    pub(crate) joules_per_token: f64,
+    pub(crate) watts: f64,
 }
 
 /// Tokens per second.

@@ -1,5 +1,7 @@
 //! Which plots measurements make.
 
+mod stability;
+
 use super::input::{Along, Bench, Evaluation, Input, Speed, benches, evaluations};
 use crate::plot::{Axis, Look, Plot, Point, Series};
 
@@ -12,6 +14,7 @@ pub(super) fn all(inputs: &[Input]) -> Vec<Plot> {
     plots.push(speed(inputs, &PREFILL_BY_LENGTH));
     plots.push(speed(inputs, &BY_BATCH));
     plots.push(roofline(inputs));
+    plots.extend(stability::plots(inputs));
     plots.into_iter().flatten().filter_map(|mut plot| plot.clean().then_some(plot)).collect()
 }
 
@@ -218,7 +221,8 @@ fn roofline(inputs: &[Input]) -> Option<Plot> {
     let mut places: Vec<(String, Option<f64>, Vec<Point>)> = Vec::new();
     for bench in benches(inputs) {
         for load in &bench.loads {
-            let cases = bench.results.iter().filter(|one| one.threads == load.threads && one.depth == 0);
+            let is_meant = |one: &&Speed| matches!(one.test.as_str(), "decode" | "prefill") && one.depth == 0;
+            let cases = bench.results.iter().filter(is_meant).filter(|one| one.threads == load.threads);
             let points: Vec<Point> = cases.map(|one| reached(bench, one)).collect();
             let bandwidth = load.memory_read_bytes_per_second.or(load.memory_copy_bytes_per_second);
             let name = place(bench, load.threads);

@@ -1,6 +1,6 @@
 //! Tables, as data, as Markdown and as HTML.
 
-use super::input::{Evaluation, Input, benches, evaluations};
+use super::input::{Energy, Evaluation, Input, benches, evaluations};
 use crate::output;
 use crate::plot::number;
 
@@ -211,11 +211,15 @@ fn speed(inputs: &[Input]) -> Option<Table> {
         "tokens/s",
         "slowest to fastest",
         "share of memory's speed",
+        "J per token",
+        "W",
+        "energy of",
     ];
     let rows = benches(inputs).flat_map(|bench| {
         bench.results.iter().map(|one| {
             let rate = &one.tokens_per_second;
             let digits = |value: f64| number(value, value / 100.0);
+            let energy = |cell: &dyn Fn(&Energy) -> String| one.energy.first().map(cell).unwrap_or_default();
             vec![
                 bench.model.clone(),
                 bench.device.clone().unwrap_or_default(),
@@ -227,6 +231,9 @@ fn speed(inputs: &[Input]) -> Option<Table> {
                 digits(rate.median),
                 format!("{} to {}", digits(rate.slowest), digits(rate.fastest)),
                 percent(one.share_of_memory_bandwidth, 0),
+                energy(&|energy| digits(energy.joules_per_token)),
+                energy(&|energy| digits(energy.watts)),
+                energy(&|energy| energy.counter.clone()),
             ]
         })
     });
