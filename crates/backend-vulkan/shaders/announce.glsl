@@ -2,13 +2,18 @@
 // workgroups load what does not depend on these, and wait in the shader. They have words of memory of their own to look
 // at, marks, one for each workgroup that they wait for, zero before and after.
 //
-// The workgroups that are waited for must have begun before: there are fewer of them than fit on the device.
+// The workgroups that are waited for must have begun before those that wait take their place: devices on which this is
+// used begin workgroups in the order of their dispatches (`Features::begins_in_order`).
 
 // Lets `waiting` workgroups go on, as number `number` of those that each of them waits for, `announcing` in all. They
 // see what this workgroup wrote before. All invocations come here.
 void announce(Uints marks, uint waiting, uint number, uint announcing) {
-    memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsRelease | gl_SemanticsMakeAvailable);
-    barrier();
+    const int memory = gl_StorageSemanticsBuffer | gl_StorageSemanticsShared;
+    controlBarrier(gl_ScopeWorkgroup, gl_ScopeWorkgroup, memory, gl_SemanticsAcquireRelease |
+        gl_SemanticsMakeAvailable | gl_SemanticsMakeVisible);
+    if (gl_LocalInvocationIndex < waiting) {
+        memoryBarrier(gl_ScopeDevice, gl_StorageSemanticsBuffer, gl_SemanticsRelease | gl_SemanticsMakeAvailable);
+    }
     for (uint i = gl_LocalInvocationIndex; i < waiting; i += WORKGROUP) {
         atomicStore(marks.at[i * announcing + number], 1u, gl_ScopeDevice, 0, gl_SemanticsRelaxed);
     }

@@ -1,5 +1,6 @@
-// Products of a matrix of blocks with two to eight columns by matrix instructions, with weights decoded as f16 in the
-// registers where these expect them: only for devices of which `matrix_layout.comp` has shown that. See `matvec.glsl`.
+// Products of a matrix of blocks with several columns, up to eight, by matrix instructions, with weights decoded as f16
+// in the registers where these expect them: only for devices of which `matrix_layout.comp` has shown that. See
+// `matvec.glsl`.
 //
 // A matrix of weights has 16 rows, of which lane `4 g + k` holds `g` and `g + 8`, and of each of them columns `2 k`,
 // `2 k + 1`, `2 k + 8` and `2 k + 9`. Which columns of the weight these are is free, as long as the activations agree:

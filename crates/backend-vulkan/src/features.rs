@@ -50,9 +50,13 @@ pub struct Features {
     pub matrix_i8: Option<MatrixShape>,
     /// f16 matrices of 16 × 16 by 16 × 8, summed in f32, for subgroups of 32.
     pub matrix_16x8: bool,
-    /// Whether lanes hold the elements of these where products with trellis weights put them: found out when a device
+    /// Whether lanes hold the elements of these where products put weights that they decode: found out when a device
     /// is opened, so never true in a list of devices.
     pub matrix_layout: bool,
+    /// Whether all workgroups of a dispatch begin before those of the next one, so that these may wait for them in the
+    /// shader. Vulkan does not promise it; NVIDIA's driver does so, and lavapipe, which ends one dispatch before the
+    /// next.
+    pub begins_in_order: bool,
     /// Statistics of compiled pipelines (`VK_KHR_pipeline_executable_properties`).
     pub pipeline_statistics: bool,
     /// How much of each memory heap is in use can be asked (`VK_EXT_memory_budget`).
@@ -205,6 +209,7 @@ pub(crate) fn find(
         matrix_i8: None,
         matrix_16x8: false,
         matrix_layout: false,
+        begins_in_order: false,
         pipeline_statistics: false,
         memory_budget: false,
         shared_bytes: limits.max_compute_shared_memory_size,
@@ -216,13 +221,10 @@ pub(crate) fn find(
         pci_address: None,
     };
     if !new_enough {
-        let (major, minor) = (vk::api_version_major(version), vk::api_version_minor(version));
-        return (
-            features,
-            Err(format!("expected Vulkan 1.3, found {major}.{minor}\n\nhint: a newer driver may have it")),
-        );
+        return (features, Err(too_old(version)));
     }
     features.driver = format!("{} {}", text(&driver.driver_name), text(&driver.driver_info)).trim().to_owned();
+    features.begins_in_order = begins_in_order(driver.driver_id);
     features.subgroup = v11.subgroup_size;
     features.allocation_max = allocation_max(instance, device);
     let required = Required::query(instance, device);
@@ -261,6 +263,16 @@ fn usable(features: &Features, missing: &[&str], v11: &vk::PhysicalDeviceVulkan1
         return Err(format!("expected subgroups of at least 8 lanes, found {}", features.subgroup_range.1));
     }
     Ok(())
+}
+
+fn too_old(version: u32) -> String {
+    let (major, minor) = (vk::api_version_major(version), vk::api_version_minor(version));
+    format!("expected Vulkan 1.3, found {major}.{minor}\n\nhint: a newer driver may have it")
+}
+
+/// Drivers known for [`Features::begins_in_order`].
+fn begins_in_order(driver: vk::DriverId) -> bool {
+    [vk::DriverId::NVIDIA_PROPRIETARY, vk::DriverId::MESA_LLVMPIPE].contains(&driver)
 }
 
 /// Drivers that compute wrong results.

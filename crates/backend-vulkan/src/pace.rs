@@ -100,6 +100,15 @@ mod tests {
     }
 
     #[test]
+    fn what_begins_together_stays_together() {
+        let pace = Pace::new(DeviceKind::Integrated);
+        let mut dispatches: Vec<Dispatch> = (0..40).map(|_| work(100_000_000_000)).collect();
+        (1..40).step_by(2).for_each(|index| dispatches[index].joins = true);
+        let pieces = pace.pieces(&dispatches);
+        assert_eq!(pieces, (0..20).map(|index| 2 * index..2 * index + 2).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn a_slow_device_gets_smaller_pieces() {
         let mut pace = Pace::new(DeviceKind::Discrete);
         let dispatches = vec![work(100_000_000_000); 8];

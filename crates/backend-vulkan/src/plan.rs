@@ -54,7 +54,7 @@ pub(crate) struct Setting {
     pub(crate) integer_dot: bool,
     /// Whether the device multiplies f16 matrices.
     pub(crate) matrices: bool,
-    /// Whether it holds their elements where products with trellis weights put them.
+    /// Whether it holds their elements where products put weights that they decode.
     pub(crate) matrix_layout: bool,
     /// Whether the device is one of AMD's.
     pub(crate) amd: bool,

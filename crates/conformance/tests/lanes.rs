@@ -17,6 +17,7 @@ fn features(subgroup: u32) -> Features {
         matrix_i8: None,
         matrix_16x8: false,
         matrix_layout: false,
+        begins_in_order: false,
         pipeline_statistics: false,
         memory_budget: true,
         shared_bytes: 64 << 10,

@@ -40,6 +40,8 @@ pub(crate) fn can_announce(norm: &Dispatch) -> bool {
 pub(crate) fn announce(norm: &mut Dispatch, marks: u64, waiting: u32) {
     norm.kernel.constants[AWAITED] = waiting;
     norm.push.replace(AHEAD + 16, &marks.to_le_bytes());
+    // Two that announce by the same marks are kept apart.
+    norm.writes.push(marks);
 }
 
 /// Where the arguments for [`touch`] stand: behind eight addresses.

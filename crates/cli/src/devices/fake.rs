@@ -26,6 +26,7 @@ pub(crate) fn gpu(index: usize) -> DeviceInfo {
         matrix_i8: None,
         matrix_16x8: false,
         matrix_layout: false,
+        begins_in_order: false,
         pipeline_statistics: false,
         memory_budget: true,
         shared_bytes: 32 << 10,

@@ -68,7 +68,8 @@ impl Decode {
         let visible = shape.window.unwrap_or(context).min(context);
         let splits = (groups as usize).div_ceil(shape.kv_heads * tokens.max(1));
         let splits = splits.clamp(1, SPLITS_MAX).min(visible.div_ceil(block).max(1));
-        Some(Decode { team: team as u32, workgroup, step, splits })
+        let fits = shared_bytes(shape, (workgroup / features.subgroup) as usize) <= features.shared_bytes as usize;
+        fits.then_some(Decode { team: team as u32, workgroup, step, splits })
     }
 
     /// Bytes of the statistics and the partial results of `tokens` tokens.
@@ -86,6 +87,16 @@ impl Decode {
     pub(crate) fn counter_bytes(shape: &AttentionShape, tokens: usize) -> u64 {
         4 * (tokens * shape.kv_heads) as u64
     }
+}
+
+/// Bytes of a workgroup's shared memory, at most.
+fn shared_bytes(shape: &AttentionShape, subgroups: usize) -> usize {
+    let (group, head_dim) = (shape.group(), shape.head_dim);
+    // Sums of as many heads as fit into 16 KiB, or of one.
+    let joined = subgroups * head_dim * (4096 / (subgroups * head_dim)).clamp(1, group);
+    let statistics = 2 * group * (subgroups + SPLITS_MAX);
+    let own = 2 * head_dim + 2 * head_dim + head_dim / 16 + 2;
+    4 * (joined + statistics + group * head_dim + own)
 }
 
 /// Memory for intermediate results: addresses. Launches that may overlap need memory of their own.

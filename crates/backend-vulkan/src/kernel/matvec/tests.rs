@@ -95,6 +95,19 @@ fn tolerance(dtype: DType) -> f64 {
     }
 }
 
+/// A device whose lanes hold the elements of matrices as the kernel expects them.
+fn lab() -> Option<Lab> {
+    let lab = Lab::for_tests()?;
+    if !lab.features().matrix_layout {
+        #[expect(clippy::print_stderr, reason = "a test that can't run says so")]
+        {
+            eprintln!("skipped: {} has no matrix instructions with that layout", lab.features().name);
+        }
+        return None;
+    }
+    Some(lab)
+}
+
 /// Widths with and without steps that not all lanes have units for, and less than a step.
 fn widths(dtype: DType) -> &'static [usize] {
     if dtype.block_len() == 32 { &[32, 96, 352, 1280] } else { &[256, 768, 1280] }
@@ -104,7 +117,7 @@ fn widths(dtype: DType) -> &'static [usize] {
 fn products_by_matrices_are_those_of_the_decoded_weights() {
     for dtype in DType::ALL.into_iter().filter(|dtype| dtype.block_len() > 1) {
         for (index, &width) in widths(dtype).iter().enumerate() {
-            let Some(lab) = Lab::for_tests().filter(|lab| lab.features().matrix_layout) else { return };
+            let Some(lab) = lab() else { return };
             let features = lab.features().clone();
             // Halves in an order of fours are for whole fours of them.
             let foreign = index % 2 == 1 && width.is_multiple_of(64);
@@ -134,7 +147,7 @@ fn products_by_matrices_are_those_of_the_decoded_weights() {
 #[test]
 fn gate_and_up_by_matrices_are_those_of_the_decoded_weights() {
     let (dtype, rows, width, columns) = (DType::Q4_0, 96, 352, 7);
-    let Some(lab) = Lab::for_tests().filter(|lab| lab.features().matrix_layout) else { return };
+    let Some(lab) = lab() else { return };
     let features = lab.features().clone();
     let mut setup = Setup::new(lab, dtype, HalfOrder::Pairs, &[rows, rows], width);
     let (gate, up) = (setup.weights[0].0, setup.weights[1].0);
