@@ -58,7 +58,7 @@ pub(crate) struct BenchArgs {
     /// Timed runs of each test
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) repeat: u32,
-    /// Runs of each test before those
+    /// Runs of each test before those, and more until 0.3 s are over; none with 0
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub(crate) warmup: u32,
     /// Seed of weights, prompts and sampling

@@ -1,6 +1,6 @@
 //! Timing one case.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use engine::{Engine, Event, FinishReason, Request, Sampling, SequenceId, Statistics};
@@ -90,6 +90,9 @@ pub(super) struct Bench<'a> {
     seed: u64,
 }
 
+/// Least time of the runs that don't count, if there are any: devices that have rested get up to speed slowly.
+const WARM_UP: Duration = Duration::from_millis(300);
+
 /// One run.
 struct Run {
     seconds: f64,
@@ -113,17 +116,23 @@ impl<'a> Bench<'a> {
     pub(super) fn measure(&mut self, case: Case, warmup: u32, repeat: u32) -> Result<Timing> {
         let (mut seconds, mut hashes, mut latency) = (Vec::new(), Vec::new(), Latency::default());
         let mut energies = Vec::new();
-        for run in 0..warmup + repeat {
+        let mut left = repeat;
+        let (start, mut warm) = (Instant::now(), 0);
+        while left > 0 {
+            let is_warm = warm >= warmup && (warmup == 0 || start.elapsed() >= WARM_UP);
             let mut of_run = Latency::default();
             let Run { seconds: time, tokens, energy } = match case.measurement {
                 Measurement::Prefill => self.prefill(case)?,
                 Measurement::Decode => self.decode(case, &mut of_run)?,
             };
             hashes.push(fnv1a(&tokens));
-            if run >= warmup {
+            if is_warm {
                 seconds.push(time);
                 latency.add(of_run);
                 energies.push(energy);
+                left -= 1;
+            } else {
+                warm += 1;
             }
         }
         let same = hashes.iter().all(|hash| *hash == hashes[0]);
