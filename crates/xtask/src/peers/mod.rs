@@ -1,6 +1,6 @@
 //! Lapidary beside llama.cpp: the same file, on the same machine, by turns.
 //!
-//! The tables go into `docs/benchmarks.md` and `docs/quality.md`, between two comments each ([`block`]), so that a run
+//! The tables go into `docs/benchmarks.md` and `docs/quality.md`, between two comments each (`block.rs`), so that a run
 //! renews them and nothing else.
 
 mod block;
