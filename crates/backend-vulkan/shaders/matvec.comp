@@ -11,7 +11,7 @@
 #include "matvec.glsl"
 #include "matvec_sums.glsl"
 
-Raw raw[(UNROLL > AHEAD ? UNROLL : AHEAD) * TAKEN];
+Raw raw[UNROLL * TAKEN];
 
 #ifdef ACTIVATIONS_INT8
 
@@ -23,11 +23,6 @@ int dot_half(uvec4 quants, uvec4 activations) {
         sum += dotPacked4x8EXT(int32_t(quants[i]), int32_t(activations[i]));
     }
     return sum;
-}
-
-// Where half `k` of a unit lies in a row of activations. In the order that is made for the format this is simple.
-uint place_of(uint unit, uint k) {
-    return ORDER == UNIT_ORDER ? k * p.units + unit : place_of_half(ORDER, p.activation_pitch, half_index(unit, k));
 }
 
 void accumulate(uint unit, uint first) {
@@ -117,18 +112,15 @@ void main() {
     clear_sums();
     uint unit = first_unit(at);
     if (ANNOUNCING > 0) {
-        [[unroll]] for (uint i = 0; i < AHEAD; i++) {
-            if (unit + i * STRIDE < p.units) {
-                load(at, unit + i * STRIDE, i * TAKEN);
-            }
+        // The first unit is on its way while this waits.
+        if (unit < p.units) {
+            load(at, unit, 0);
         }
         wait_for(Uints(p.arrivals), gl_WorkGroupID.x, ANNOUNCING);
-        [[unroll]] for (uint i = 0; i < AHEAD; i++) {
-            if (unit + i * STRIDE < p.units) {
-                accumulate(unit + i * STRIDE, i * TAKEN);
-            }
+        if (unit < p.units) {
+            accumulate(unit, 0);
         }
-        unit += AHEAD * STRIDE;
+        unit += STRIDE;
     }
     if (UNROLL > 1) {
         for (; unit + (UNROLL - 1) * STRIDE < p.units; unit += UNROLL * STRIDE) {

@@ -28,10 +28,8 @@ layout(constant_id = 10) const bool TARGET_HALF_SCALES = false;
 // Lanes at a row.
 layout(constant_id = 11) const uint LANES = 32;
 
-// Units that are loaded before this waits for the dispatch before it, and the workgroups of that; 0 if there was a
-// barrier.
-layout(constant_id = 12) const uint AHEAD = 0;
-layout(constant_id = 13) const uint ANNOUNCING = 0;
+// Workgroups of the dispatch before this one that it waits for; 0 if there was a barrier.
+layout(constant_id = 12) const uint ANNOUNCING = 0;
 
 const uint SUBGROUPS = WORKGROUP / SUBGROUP;
 const uint SETS = SUBGROUPS / SPLIT;
@@ -136,6 +134,13 @@ void quantize_block(uint block) {
         quantize(target_row(column), 8 * block + i % 8, values);
     }
 }
+
+#ifdef UNIT_ORDER
+// Where half `k` of a unit lies in a row of 8-bit activations. In the order that is made for the format this is simple.
+uint place_of(uint unit, uint k) {
+    return ORDER == UNIT_ORDER ? k * p.units + unit : place_of_half(ORDER, p.activation_pitch, half_index(unit, k));
+}
+#endif
 
 // What is left when all of a workgroup's products of gate and up are where `EPILOGUE` has them.
 void finish_blocks(uint first_row) {

@@ -33,11 +33,6 @@ Raw raw[UNROLL * TAKEN];
 // Of each row two columns.
 float sums[TAKEN * 2];
 
-// Where half `k` of a unit lies in a row of activations.
-uint place_of(uint unit, uint k) {
-    return ORDER == UNIT_ORDER ? k * p.units + unit : place_of_half(ORDER, p.activation_pitch, half_index(unit, k));
-}
-
 // Bits of 1024 and of 64, as f16 in both halves of a word, and of 1024 for bytes with a sign. In registers: of
 // constants that it knows the compiler makes two instructions where one masks and adds them.
 uint bits_1024;

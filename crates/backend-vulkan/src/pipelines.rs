@@ -245,7 +245,6 @@ fn constants(shader: &str) -> &'static [&'static str] {
             "TARGET_ORDER",
             "TARGET_HALF_SCALES",
             "LANES",
-            "AHEAD",
             "ANNOUNCING",
         ],
         "matmul" => &["TILE_TOKENS", "TILE_OUTPUTS", "OWN"],

@@ -114,9 +114,9 @@ pub(crate) fn gate_up(
     }
 }
 
-/// Number of the constants that say how much is loaded before waiting, and for how many workgroups, among the kernel's
-/// own; and where the address of the marks stands in the arguments.
-const AHEAD: usize = 10;
+/// Number of the constant that says for how many workgroups to wait, among the kernel's own; and where the address of
+/// the marks stands in the arguments.
+const ANNOUNCING: usize = 10;
 const MARKS: usize = 72;
 
 /// Whether [`wait`] can be done with the product.
@@ -130,7 +130,7 @@ pub(crate) fn can_wait(product: &Dispatch) -> bool {
 
 /// Lets a product begin together with the dispatch before it, of `announcing` workgroups, by marks at an address.
 pub(crate) fn wait(product: &mut Dispatch, marks: u64, announcing: u32) {
-    product.kernel.constants[AHEAD..AHEAD + 2].copy_from_slice(&[1, announcing]);
+    product.kernel.constants[ANNOUNCING] = announcing;
     product.push.replace(MARKS, &marks.to_le_bytes());
     product.joins = true;
 }
@@ -167,7 +167,7 @@ fn shader(
     for Arrangement { order, half_scales } in [input, target] {
         constants.extend([order as u32, u32::from(half_scales)]);
     }
-    constants.extend([features.subgroup / tiling.abreast, 0, 0]);
+    constants.extend([features.subgroup / tiling.abreast, 0]);
     let mut kernel = kernel(features, name, constants);
     kernel.workgroup = tiling.subgroups * kernel.subgroup;
     kernel
