@@ -37,6 +37,9 @@ const uint SUBGROUPS = WORKGROUP / SUBGROUP;
 const uint VECTORS = HEAD_DIM / VECTOR / TEAM; // of a lane
 const uint FOURS = VECTORS * (VECTOR / 4);
 const uint WIDTH = GROUP * HEAD_DIM;
+// Blocks have two parts where a team has enough positions in each; the second one is left out where it has none.
+const uint PARTS = STEP % 4 == 0 ? 2 : 1;
+const uint PART = STEP / PARTS; // positions of a team in a part
 const uint FETCHED = STEP * VECTORS; // vectors of keys, and of values, that a lane has in flight
 const uint QUERIED = GROUP * FOURS; // vectors of queries of a lane
 const uint LINES = HEAD_DIM / VECTOR; // of a head in the caches
@@ -98,6 +101,8 @@ vec4 mixed[QUERIED];
 // The keys and values that this lane has in flight. Global: compilers put arrays that are handed on into memory.
 Raw keys[FETCHED];
 Raw values[FETCHED];
+vec4 query[QUERIED];
+float scores[GROUP * STEP]; // of the block's positions, then their weights
 
 // Where the head of a vector of this lane begins in a row of keys, of values, or of one head of queries.
 uint lane_column(uint vector) {
@@ -221,19 +226,8 @@ void fetch_own(uint start, uint count) {
     }
 }
 
-// Goes through this team's part of the `count` positions from `begin` on. With `has_own`, only with PREPARES, the last
-// of them is the token's own.
-void attend(uint token, uint kv_head, uvec4 what, uint begin, uint count, bool has_own) {
-    const uint team = invocation() / TEAM;
-    const uint first_row = what.z * p.ring;
-    const uint ring_begin = begin % p.ring;
-    // The first ones are on their way while heads are prepared.
-    const uint cached = has_own ? count - 1 : count;
-    fetch(kv_head, first_row, ring_begin, 0, cached);
-    if (PREPARES) {
-        prepare_heads(token, kv_head, what, has_own);
-    }
-    vec4 query[QUERIED];
+// Takes this lane's part of the queries, and begins with no positions.
+void begin_positions(uint token, uint kv_head) {
     [[unroll]] for (uint g = 0; g < GROUP; g++) {
         [[unroll]] for (uint i = 0; i < FOURS; i++) {
             query[g * FOURS + i] = query_four(token, kv_head, g, i) * p.scale;
@@ -242,6 +236,87 @@ void attend(uint token, uint kv_head, uvec4 what, uint begin, uint count, bool h
         largest[g] = LOWEST;
         sum[g] = 0.0;
     }
+}
+
+// The scores of this team's positions of a part of the block from `start` on, of `count` positions.
+void score_part(uint part, uint start, uint count) {
+    [[unroll]] for (uint j = 0; j < PART; j++) {
+        const uint n = part * PART + j;
+        vec4 sums[GROUP];
+        [[unroll]] for (uint g = 0; g < GROUP; g++) {
+            sums[g] = vec4(0);
+        }
+        [[unroll]] for (uint i = 0; i < FOURS; i++) {
+            const vec4 key = cache_decode(keys[n * VECTORS + i / (VECTOR / 4)], i % (VECTOR / 4));
+            [[unroll]] for (uint g = 0; g < GROUP; g++) {
+                sums[g] += query[g * FOURS + i] * key;
+            }
+        }
+        [[unroll]] for (uint g = 0; g < GROUP; g++) {
+            float score = (sums[g].x + sums[g].y) + (sums[g].z + sums[g].w);
+            [[unroll]] for (uint offset = 1; offset < TEAM; offset *= 2) {
+                score += subgroupShuffleXor(score, offset);
+            }
+            const bool exists = start + n * TEAMS + invocation() / TEAM < count;
+            scores[g * STEP + n] = exists ? score : 2.0 * LOWEST;
+        }
+    }
+}
+
+// The scores of a part without positions.
+void leave_out_part(uint part) {
+    [[unroll]] for (uint g = 0; g < GROUP; g++) {
+        [[unroll]] for (uint j = 0; j < PART; j++) {
+            scores[g * STEP + part * PART + j] = 2.0 * LOWEST;
+        }
+    }
+}
+
+// Makes weights of the block's scores, and brings the state to the largest score so far.
+void weigh_positions() {
+    [[unroll]] for (uint g = 0; g < GROUP; g++) {
+        const float before = largest[g];
+        [[unroll]] for (uint n = 0; n < STEP; n++) {
+            largest[g] = max(largest[g], scores[g * STEP + n]);
+        }
+        const float factor = exp2(before - largest[g]);
+        sum[g] *= factor;
+        [[unroll]] for (uint i = 0; i < FOURS; i++) {
+            mixed[g * FOURS + i] *= factor;
+        }
+        [[unroll]] for (uint n = 0; n < STEP; n++) {
+            const float score = scores[g * STEP + n];
+            scores[g * STEP + n] = score <= LOWEST ? 0.0 : exp2(score - largest[g]); // NaN stays
+            sum[g] += scores[g * STEP + n];
+        }
+    }
+}
+
+// Adds the values of this team's positions of a part, by their weights.
+void mix_part(uint part) {
+    [[unroll]] for (uint j = 0; j < PART; j++) {
+        const uint n = part * PART + j;
+        [[unroll]] for (uint i = 0; i < FOURS; i++) {
+            const vec4 value = cache_decode(values[n * VECTORS + i / (VECTOR / 4)], i % (VECTOR / 4));
+            [[unroll]] for (uint g = 0; g < GROUP; g++) {
+                mixed[g * FOURS + i] += scores[g * STEP + n] * value;
+            }
+        }
+    }
+}
+
+// Goes through this team's part of the `count` positions from `begin` on. With `has_own`, only with PREPARES, the last
+// of them is the token's own.
+void attend(uint token, uint kv_head, uvec4 what, uint begin, uint count, bool has_own) {
+    const uint first_row = what.z * p.ring;
+    const uint ring_begin = begin % p.ring;
+    // The first ones are on their way while heads are prepared.
+    const uint cached = has_own ? count - 1 : count;
+    fetch(kv_head, first_row, ring_begin, 0, cached);
+    if (PREPARES) {
+        prepare_heads(token, kv_head, what, has_own);
+    }
+    begin_positions(token, kv_head);
     [[dont_unroll]] for (uint start = 0; start < count; start += BLOCK) {
         if (start > 0) {
             fetch(kv_head, first_row, ring_begin, start, cached);
@@ -249,49 +324,17 @@ void attend(uint token, uint kv_head, uvec4 what, uint begin, uint count, bool h
         if (PREPARES && has_own && start + BLOCK >= count) {
             fetch_own(start, count);
         }
-        float scores[GROUP * STEP];
-        [[unroll]] for (uint n = 0; n < STEP; n++) {
-            vec4 sums[GROUP];
-            [[unroll]] for (uint g = 0; g < GROUP; g++) {
-                sums[g] = vec4(0);
-            }
-            [[unroll]] for (uint i = 0; i < FOURS; i++) {
-                const vec4 key = cache_decode(keys[n * VECTORS + i / (VECTOR / 4)], i % (VECTOR / 4));
-                [[unroll]] for (uint g = 0; g < GROUP; g++) {
-                    sums[g] += query[g * FOURS + i] * key;
-                }
-            }
-            [[unroll]] for (uint g = 0; g < GROUP; g++) {
-                float score = (sums[g].x + sums[g].y) + (sums[g].z + sums[g].w);
-                [[unroll]] for (uint offset = 1; offset < TEAM; offset *= 2) {
-                    score += subgroupShuffleXor(score, offset);
-                }
-                scores[g * STEP + n] = start + n * TEAMS + team < count ? score : 2.0 * LOWEST;
-            }
+        const bool has_second = PARTS > 1 && start + PART * TEAMS < count;
+        score_part(0, start, count);
+        if (has_second) {
+            score_part(1, start, count);
+        } else if (PARTS > 1) {
+            leave_out_part(1);
         }
-        [[unroll]] for (uint g = 0; g < GROUP; g++) {
-            const float before = largest[g];
-            [[unroll]] for (uint n = 0; n < STEP; n++) {
-                largest[g] = max(largest[g], scores[g * STEP + n]);
-            }
-            const float factor = exp2(before - largest[g]);
-            sum[g] *= factor;
-            [[unroll]] for (uint i = 0; i < FOURS; i++) {
-                mixed[g * FOURS + i] *= factor;
-            }
-            [[unroll]] for (uint n = 0; n < STEP; n++) {
-                const float score = scores[g * STEP + n];
-                scores[g * STEP + n] = score <= LOWEST ? 0.0 : exp2(score - largest[g]); // NaN stays
-                sum[g] += scores[g * STEP + n];
-            }
-        }
-        [[unroll]] for (uint n = 0; n < STEP; n++) {
-            [[unroll]] for (uint i = 0; i < FOURS; i++) {
-                const vec4 value = cache_decode(values[n * VECTORS + i / (VECTOR / 4)], i % (VECTOR / 4));
-                [[unroll]] for (uint g = 0; g < GROUP; g++) {
-                    mixed[g * FOURS + i] += scores[g * STEP + n] * value;
-                }
-            }
+        weigh_positions();
+        mix_part(0);
+        if (has_second) {
+            mix_part(1);
         }
     }
 }

@@ -184,8 +184,9 @@ impl<'a> Bench<'a> {
             ensure!(!self.engine.is_idle() || tokens.len() == case.all_tokens(), "{} tokens were timed", tokens.len());
         }
         let seconds = start.elapsed().as_secs_f64();
-        let energy = self.sensors.since(&before);
+        // Before sensors are read, which takes the processor longer than the tokens did.
         latency.cpu_share = resident::cpu_time().zip(cpu).map(|(now, then)| (now - then).as_secs_f64() / seconds);
+        let energy = self.sensors.since(&before);
         Ok(Run { seconds, tokens, energy })
     }
 
