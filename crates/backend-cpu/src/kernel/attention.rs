@@ -12,14 +12,14 @@ use tensor::Segment;
 
 use crate::cache::Cache;
 use crate::isa::Output;
-use crate::kernel::math::{dot, exp};
+use crate::kernel::math::{dot, dots, exp};
 use crate::level::{Level, Vectorized, multiply_add};
 use crate::pool::Pool;
 
 /// Positions of a tile.
 const TILE: usize = 64;
-/// Tokens of a task.
-const TOKENS: usize = 8;
+/// Tokens of a task: a tile is decoded once for all of them.
+const TOKENS: usize = 16;
 
 /// The op's constants and inputs.
 pub(crate) struct Attention<'a> {
@@ -170,11 +170,11 @@ impl Vectorized for Run<'_> {
             let end = (start + TILE).min(task.keys.end);
             decode_tile(op.keys, task, op.head_dim, start..end, &mut state.tile);
             for query in 0..queries {
-                scores::<FMA>(op, task, query, start..end, &mut state);
+                scores::<FMA>(op, task, query, seen(op, task, query, &(start..end)), &mut state);
             }
             decode_tile(op.values, task, op.head_dim, start..end, &mut state.tile);
             for query in 0..queries {
-                add_values::<FMA>(op.head_dim, query, end - start, &mut state);
+                add_values::<FMA>(op.head_dim, query, seen(op, task, query, &(start..end)), &mut state);
             }
             start = end;
         }
@@ -189,34 +189,38 @@ fn decode_tile(cache: &Cache, task: &Task, head_dim: usize, positions: Range<usi
     }
 }
 
-/// One query's scores for a tile, turned into `e^(score − maximum)`, and its sums scaled to the new maximum.
+/// Which positions of a tile a query sees, counted from the tile's first.
 #[inline(always)]
-fn scores<const FMA: bool>(op: &Attention<'_>, task: &Task, query: usize, keys: Range<usize>, state: &mut State) {
+fn seen(op: &Attention<'_>, task: &Task, query: usize, keys: &Range<usize>) -> Range<usize> {
+    let position = task.position + query / op.group();
+    let oldest = op.window.map_or(0, |window| (position + 1).saturating_sub(window));
+    let (start, end) = (keys.start.max(oldest), keys.end.min(position + 1));
+    start - keys.start..end.max(start) - keys.start
+}
+
+/// One query's scores for the positions of a tile that it sees, turned into `e^(score − maximum)`, and its sums scaled
+/// to the new maximum.
+#[inline(always)]
+fn scores<const FMA: bool>(op: &Attention<'_>, task: &Task, query: usize, seen: Range<usize>, state: &mut State) {
     let (group, head_dim) = (op.group(), op.head_dim);
     let (token, head) = (query / group, task.kv_head * group + query % group);
     let at = (task.row + token) * op.heads * head_dim + head * head_dim;
     let vector = &op.query[at..at + head_dim];
-    let position = task.position + token;
-    let oldest = op.window.map_or(0, |window| (position + 1).saturating_sub(window));
-    let scores = &mut state.scores[query * TILE..(query + 1) * TILE];
+    let keys = &state.tile[seen.start * head_dim..seen.end * head_dim];
+    let scores = &mut state.scores[query * TILE..][seen];
+    products::<FMA>(vector, keys, scores);
     let mut maximum = state.maxima[query];
-    for (index, key) in keys.clone().enumerate() {
-        let seen = key >= oldest && key <= position;
-        let score = if seen {
-            dot::<FMA>(vector, &state.tile[index * head_dim..(index + 1) * head_dim]) * op.scale
-        } else {
-            f32::NEG_INFINITY
-        };
-        scores[index] = score;
-        maximum = if score > maximum { score } else { maximum };
+    for score in &mut *scores {
+        *score *= op.scale;
+        maximum = if *score > maximum { *score } else { maximum };
     }
     if maximum == f32::NEG_INFINITY {
-        // Nothing of this tile is seen, nor was anything before.
-        scores[..keys.len()].fill(0.0);
+        // Nothing of this tile counts, nor did anything before.
+        scores.fill(0.0);
         return;
     }
     let mut sum = 0.0;
-    for score in &mut scores[..keys.len()] {
+    for score in scores {
         *score = exp::<FMA>(*score - maximum);
         sum += *score;
     }
@@ -229,13 +233,29 @@ fn scores<const FMA: bool>(op: &Attention<'_>, task: &Task, query: usize, keys: 
     state.weights[query] += sum;
 }
 
-/// Adds a tile's values, weighted by one query's exponentials.
+/// Products of a query with each key, four at a time, so that a load of the query serves them all and their sums are
+/// added up side by side.
 #[inline(always)]
-fn add_values<const FMA: bool>(head_dim: usize, query: usize, positions: usize, state: &mut State) {
-    let weights = &state.scores[query * TILE..query * TILE + positions];
+fn products<const FMA: bool>(query: &[f32], keys: &[f32], results: &mut [f32]) {
+    let width = query.len();
+    let mut fours = keys.chunks_exact(4 * width);
+    let mut results = results.chunks_exact_mut(4);
+    for (keys, results) in fours.by_ref().zip(results.by_ref()) {
+        results.copy_from_slice(&dots::<FMA>(query, keys));
+    }
+    for (key, result) in fours.remainder().chunks_exact(width).zip(results.into_remainder()) {
+        *result = dot::<FMA>(query, key);
+    }
+}
+
+/// Adds the values that a query sees of a tile, weighted by its exponentials.
+#[inline(always)]
+fn add_values<const FMA: bool>(head_dim: usize, query: usize, seen: Range<usize>, state: &mut State) {
+    let weights = &state.scores[query * TILE..][seen.clone()];
+    let values = &state.tile[seen.start * head_dim..seen.end * head_dim];
     let sums = &mut state.sums[query * head_dim..(query + 1) * head_dim];
     // Four positions at a time, so that the sums are loaded and stored once for all four.
-    let (tile, rest) = state.tile[..positions * head_dim].split_at(positions / 4 * 4 * head_dim);
+    let (tile, rest) = values.split_at(weights.len() / 4 * 4 * head_dim);
     for (weights, values) in weights.chunks_exact(4).zip(tile.chunks_exact(4 * head_dim)) {
         let (first, values) = values.split_at(head_dim);
         let (second, values) = values.split_at(head_dim);
@@ -247,7 +267,7 @@ fn add_values<const FMA: bool>(head_dim: usize, query: usize, positions: usize, 
             sums[d] = multiply_add::<FMA>(weights[3], fourth[d], sum);
         }
     }
-    for (&weight, values) in weights[positions / 4 * 4..].iter().zip(rest.chunks_exact(head_dim)) {
+    for (&weight, values) in weights[weights.len() / 4 * 4..].iter().zip(rest.chunks_exact(head_dim)) {
         for d in 0..head_dim {
             sums[d] = multiply_add::<FMA>(weight, values[d], sums[d]);
         }

@@ -24,8 +24,14 @@ const TASK_BYTES: usize = 24 << 10;
 
 /// Weight rows that are decoded at once for floating-point products: the lanes of the sums.
 const FLOAT_ROWS: usize = 16;
-/// Columns of a decoded piece of these rows: 32 KiB, which stay in the first-level cache while the tokens pass.
-const FLOAT_COLUMNS: usize = 512;
+/// Columns of a decoded piece of these rows: 16 KiB, which stay in the first-level cache while tokens pass.
+const FLOAT_COLUMNS: usize = 256;
+/// Bytes of decoded weights, and of inputs of tokens, that stay in the second-level cache: for these tokens all of
+/// these weights are gone through before the next come.
+const FLOAT_DECODED_BYTES: usize = 128 << 10;
+const FLOAT_INPUT_BYTES: usize = 128 << 10;
+/// Tokens are gone through by a multiple of what any level takes at once.
+const FLOAT_TOKENS: usize = 24;
 /// Up to this many tokens, rearranging the decoded weights costs more than it gains.
 const FLOAT_FEW: usize = 4;
 
@@ -127,26 +133,42 @@ fn multiply_rows(level: Level, matrix: &RowMatrix, input: &[f32], part: std::ops
         }
         return;
     }
-    // `[column][row]` of all columns, and `[token][row]`.
-    let mut decoded = Aligned::<f32>::new(columns * FLOAT_ROWS);
-    let mut sums = vec![[0.0f32; FLOAT_ROWS]; tokens];
-    for unit in part {
-        let first = unit * FLOAT_ROWS;
-        for lane in 0..FLOAT_ROWS.min(matrix.rows - first) {
-            level.run(Decode { dtype: matrix.dtype, bytes: matrix.row(first + lane), values: &mut row });
-            for (values, &value) in decoded.chunks_exact_mut(FLOAT_ROWS).zip(row.iter()) {
-                values[lane] = value;
+    // `[unit][column][row]` of all columns, and `[token][row]`.
+    let together = (FLOAT_DECODED_BYTES / (4 * FLOAT_ROWS * columns)).max(1);
+    let block = (FLOAT_INPUT_BYTES / (4 * columns * FLOAT_TOKENS)).max(1) * FLOAT_TOKENS;
+    let mut decoded = Aligned::<f32>::new(columns * FLOAT_ROWS * together.min(part.len()));
+    let mut sums = vec![[0.0f32; FLOAT_ROWS]; block.min(tokens)];
+    for first_unit in part.clone().step_by(together) {
+        let units = first_unit..(first_unit + together).min(part.end);
+        for (unit, decoded) in units.clone().zip(decoded.chunks_exact_mut(columns * FLOAT_ROWS)) {
+            decode_unit(level, matrix, unit, &mut row, decoded);
+        }
+        for (number, input) in input.chunks(block * columns).enumerate() {
+            for (unit, decoded) in units.clone().zip(decoded.chunks_exact(columns * FLOAT_ROWS)) {
+                let sums = &mut sums[..input.len() / columns];
+                sums.fill([0.0; FLOAT_ROWS]);
+                for start in (0..columns).step_by(FLOAT_COLUMNS) {
+                    let end = (start + FLOAT_COLUMNS).min(columns);
+                    let weights = &decoded[start * FLOAT_ROWS..end * FLOAT_ROWS];
+                    add_piece(level, weights, input, columns, start, sums);
+                }
+                for (token, sums) in sums.iter().enumerate() {
+                    // SAFETY: the rows of the caller's range are this thread's alone; lanes past the last row are
+                    // dropped.
+                    unsafe { output.write_vector(number * block + token, unit * FLOAT_ROWS, sums) };
+                }
             }
         }
-        sums.fill([0.0; FLOAT_ROWS]);
-        for start in (0..columns).step_by(FLOAT_COLUMNS) {
-            let end = (start + FLOAT_COLUMNS).min(columns);
-            let weights = &decoded[start * FLOAT_ROWS..end * FLOAT_ROWS];
-            add_piece(level, weights, input, columns, start, &mut sums);
-        }
-        for (token, sums) in sums.iter().enumerate() {
-            // SAFETY: the rows of the caller's range are this thread's alone; lanes past the last row are dropped.
-            unsafe { output.write(token, first, sums) };
+    }
+}
+
+/// Decodes the rows of a unit to `[column][row]`; lanes past the last row keep what they have. `row` is room for one.
+fn decode_unit(level: Level, matrix: &RowMatrix, unit: usize, row: &mut [f32], decoded: &mut [f32]) {
+    let first = unit * FLOAT_ROWS;
+    for lane in 0..FLOAT_ROWS.min(matrix.rows - first) {
+        level.run(Decode { dtype: matrix.dtype, bytes: matrix.row(first + lane), values: &mut *row });
+        for (values, &value) in decoded.chunks_exact_mut(FLOAT_ROWS).zip(row.iter()) {
+            values[lane] = value;
         }
     }
 }

@@ -47,6 +47,28 @@ pub(crate) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     reduce(first)
 }
 
+/// [`dot`] of one vector with each of four that lie one behind the other.
+#[inline(always)]
+pub(crate) fn dots<const FMA: bool>(a: &[f32], four: &[f32]) -> [f32; 4] {
+    let (first, rest) = four.split_at(a.len());
+    let (second, rest) = rest.split_at(a.len());
+    let (third, fourth) = rest.split_at(a.len());
+    let vectors = [first, second, third, fourth];
+    let mut sums = [[0.0; 16]; 4];
+    let whole = a.len() / 16 * 16;
+    for start in (0..whole).step_by(16) {
+        for (vector, sums) in vectors.iter().zip(&mut sums) {
+            add_16::<FMA>(&a[start..start + 16], &vector[start..start + 16], sums);
+        }
+    }
+    for index in whole..a.len() {
+        for (vector, sums) in vectors.iter().zip(&mut sums) {
+            sums[index - whole] = multiply_add::<FMA>(a[index], vector[index], sums[index - whole]);
+        }
+    }
+    sums.map(reduce)
+}
+
 #[inline(always)]
 fn add_16<const FMA: bool>(a: &[f32], b: &[f32], sums: &mut [f32; 16]) {
     for lane in 0..16 {
@@ -67,7 +89,19 @@ pub(crate) fn reduce(mut sums: [f32; 16]) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::exp;
+    use super::{dot, dots, exp};
+
+    #[test]
+    fn four_products_at_once_are_those_one_by_one() {
+        for width in [1, 15, 16, 64, 128, 133] {
+            let values: Vec<f32> = (0..5 * width).map(|index| ((index * 7919) % 101) as f32 / 16.0 - 3.0).collect();
+            let (a, four) = values.split_at(width);
+            let expected: Vec<f32> = four.chunks(width).map(|vector| dot::<false>(a, vector)).collect();
+            for (found, expected) in dots::<false>(a, four).into_iter().zip(expected) {
+                assert!((found - expected).abs() <= 1e-3 * (1.0 + expected.abs()), "{width}: {found} for {expected}");
+            }
+        }
+    }
 
     #[test]
     fn exp_is_accurate_over_its_range() {
