@@ -1,11 +1,13 @@
 // Which element of a matrix each lane holds where: every lane gives its elements numbers of their own, and the matrix
-// is stored. Grid: (1). One subgroup of 32.
+// is stored. And whether products keep the smallest numbers of binary16, which bytes are added up in. Grid: (1). One
+// subgroup of 32.
 
 #extension GL_KHR_cooperative_matrix : require
 #include "types.glsl"
 
 layout(push_constant, scalar) uniform Push {
-    uvec2 target; // halves: 16 × 16 of weights, 16 × 8 of activations, then 16 × 8 floats of the result
+    uvec2 target; // of 16 × 16 weights, 16 × 8 activations, 16 × 8 results; then 16 × 8 times 16 · 3, in 2^-24
+    uint three;
 } p;
 
 shared float16_t left_numbers[256];
@@ -37,5 +39,16 @@ void main() {
     for (uint i = lane; i < 128; i += 32) {
         numbers.at[256 + i] = uint(right_numbers[i]);
         numbers.at[384 + i] = uint(result_numbers[i]);
+    }
+    barrier();
+    // Bits that the compiler does not know.
+    left = coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseA>(uint16BitsToHalf(uint16_t(p.three)));
+    right = coopmat<float16_t, gl_ScopeSubgroup, 16, 8, gl_MatrixUseB>(1.0hf);
+    result = coopmat<float, gl_ScopeSubgroup, 16, 8, gl_MatrixUseAccumulator>(0.0);
+    result = coopMatMulAdd(left, right, result);
+    coopMatStore(result, result_numbers, 0, 8, gl_CooperativeMatrixLayoutRowMajor);
+    barrier();
+    for (uint i = lane; i < 128; i += 32) {
+        numbers.at[512 + i] = uint(result_numbers[i] * 16777216.0);
     }
 }

@@ -4,6 +4,9 @@
 // translated when the products begin.
 //
 // A row stays in registers: each invocation holds `HELD` fours of it.
+//
+// Where the update comes from a product with a trellis weight, it may be what that product's workgroups left, to be
+// added up, rotated and scaled.
 
 #include "types.glsl"
 #include "announce.glsl"
@@ -23,6 +26,9 @@ layout(constant_id = 7) const uint ROTATES = 0; // the form of what is rotated, 
 // Workgroups of the next dispatch that wait for this one.
 layout(constant_id = 8) const uint AWAITED = 0;
 
+// How many parts the update has that were left; 0 if it is whole.
+layout(constant_id = 9) const uint LEFT = 0;
+
 layout(push_constant, scalar) uniform Push {
     Vec4s update;
     Vec4s first;
@@ -31,10 +37,11 @@ layout(push_constant, scalar) uniform Push {
     Vec4s target;
     uvec2 quants;
     uvec2 sums;
-    Halfs scales;       // with ROTATES those of the inputs of the next products
+    Uvec2s scales;      // with ROTATES those of the inputs of the next products, four halves each
     Uints ahead;        // what comes next
     Uints sink;         // written only if the compiler could not know better
     Uints marks;        // with AWAITED
+    Uvec2s update_scales; // with LEFT, four halves each; the update is then [blocks, LEFT, rows, 32]
     uint touches;
     uint rows;
     uint fours; // of a row; its width is a multiple of 4
@@ -48,6 +55,15 @@ const bool NORMS = WRITES_FLOATS || WRITES_QUANTS || ROTATES != 0;
 
 #define SUMS 2
 #include "workgroup_sum.glsl"
+
+// What an invocation has of the row: the update, then what goes out; the residual; the weights of the norms; and the
+// scales of the update and of the inputs of the next products, as halves.
+vec4 held[HELD];
+vec4 residual[HELD];
+vec4 first[HELD];
+vec4 second[HELD];
+uvec2 update_scales[HELD];
+uvec2 next_scales[HELD];
 
 float inverse_root(uint round, float squares, float epsilon) {
     return inversesqrt(sum_of_workgroup(round, squares) * p.share + epsilon);
@@ -68,28 +84,68 @@ void touch() {
     }
 }
 
-// Four elements of the row, rotated with the others of their block. All lanes come here.
-void store_normed(uint at, vec4 normed) {
-    vec4 values = vec4(0);
-    [[unroll]] for (uint i = 0; i < 4; i++) {
-        if (at < p.fours) {
-            values[i] = normed[i] * float(p.scales.at[4 * at + i]);
-        }
+// Rotates what goes out, a block of 128 in 32 lanes. All lanes come here.
+void store_turned() {
+    RotatedFour fours[HELD];
+    [[unroll]] for (uint i = 0; i < HELD; i++) {
+        fours[i] = rotated_four(ROTATES, rotate(held[i] * four_scales(next_scales[i])));
     }
     const uint blocks = (p.fours + 31) / 32;
     const RotatedRows rows = RotatedRows(p.quants, p.sums, blocks);
-    store_rotated(ROTATES, rows, gl_WorkGroupID.x, at / 32, at / 32 < blocks, rotate(values));
+    [[unroll]] for (uint i = 0; i < HELD; i++) {
+        const uint index = (gl_LocalInvocationIndex + i * WORKGROUP) / 32;
+        if (index < blocks) {
+            store_rotated_four(ROTATES, rows, gl_WorkGroupID.x, index, fours[i]);
+        }
+    }
+}
+
+// The four number `at` of the update, if it is inside the row; of parts that were left, their sum.
+vec4 load_update(uint at, bool inside) {
+    if (LEFT == 0) {
+        return inside ? p.update.at[gl_WorkGroupID.x * p.pitch + at] : vec4(0);
+    }
+    vec4 sum = vec4(0);
+    // All of a block, whether or not it counts.
+    if (at / 32 < (p.fours + 31) / 32) {
+        [[unroll]] for (uint part = 0; part < LEFT; part++) {
+            sum += p.update.at[((at / 32 * LEFT + part) * p.rows + gl_WorkGroupID.x) * 32 + at % 32];
+        }
+    }
+    return sum;
+}
+
+// Loads all that is needed at once: later, each would wait for memory on its own.
+void load_row(uint row) {
+    [[unroll]] for (uint i = 0; i < HELD; i++) {
+        const uint at = gl_LocalInvocationIndex + i * WORKGROUP;
+        const bool inside = at < p.fours;
+        residual[i] = inside ? p.residual.at[row + at] : vec4(0);
+        if (ADDS) {
+            held[i] = load_update(at, inside);
+            first[i] = inside ? p.first.at[at] : vec4(0);
+        }
+        if (LEFT > 0) {
+            update_scales[i] = inside ? p.update_scales.at[at] : uvec2(0);
+        }
+        if (NORMS) {
+            second[i] = inside ? p.second.at[at] : vec4(0);
+        }
+        if (ROTATES != 0) {
+            next_scales[i] = inside ? p.scales.at[at] : uvec2(0);
+        }
+    }
 }
 
 // Step by step for all that a lane has: one after the other, each would wait for the lanes of its block.
-void store_quants(vec4 normed[HELD]) {
+void store_quants() {
     uint largest[HELD];
     QuantizedFour quantized[HELD];
     [[unroll]] for (uint i = 0; i < HELD; i++) {
-        largest[i] = largest_of_lanes(largest_of_four(normed[i]), false);
+        largest[i] = largest_of_lanes(largest_of_four(held[i]), false);
     }
     [[unroll]] for (uint i = 0; i < HELD; i++) {
-        quantized[i] = quantize_four(normed[i], largest[i]);
+        quantized[i] = quantize_four(held[i], largest[i]);
     }
     QuantsRow target = QuantsRow(Uints(p.quants), Vec2s(p.sums), gl_WorkGroupID.x, p.pitch / 4, ORDER, false);
     [[unroll]] for (uint i = 0; i < HELD; i++) {
@@ -106,26 +162,15 @@ void main() {
         return;
     }
     const uint row = gl_WorkGroupID.x * p.pitch;
-    vec4 held[HELD];
-    vec4 residual[HELD];
-    // Loaded at once with the rest: later, each would wait for memory on its own.
-    vec4 first[HELD];
-    vec4 second[HELD];
-    float squares = 0.0;
-    [[unroll]] for (uint i = 0; i < HELD; i++) {
-        const uint at = gl_LocalInvocationIndex + i * WORKGROUP;
-        const bool inside = at < p.fours;
-        residual[i] = inside ? p.residual.at[row + at] : vec4(0);
-        if (ADDS) {
-            held[i] = inside ? p.update.at[row + at] : vec4(0);
-            first[i] = inside ? p.first.at[at] : vec4(0);
+    load_row(row);
+    if (ADDS) {
+        float squares = 0.0;
+        [[unroll]] for (uint i = 0; i < HELD; i++) {
+            if (LEFT > 0) {
+                held[i] = rotate(held[i]) * four_scales(update_scales[i]);
+            }
             squares += dot(held[i], held[i]);
         }
-        if (NORMS) {
-            second[i] = inside ? p.second.at[at] : vec4(0);
-        }
-    }
-    if (ADDS) {
         const float inverse = inverse_root(0, squares, p.first_epsilon);
         [[unroll]] for (uint i = 0; i < HELD; i++) {
             const uint at = gl_LocalInvocationIndex + i * WORKGROUP;
@@ -136,7 +181,7 @@ void main() {
         }
     }
     if (NORMS) {
-        squares = 0.0;
+        float squares = 0.0;
         [[unroll]] for (uint i = 0; i < HELD; i++) {
             squares += dot(residual[i], residual[i]);
         }
@@ -147,13 +192,13 @@ void main() {
             if (WRITES_FLOATS && at < p.fours) {
                 p.target.at[row + at] = held[i];
             }
-            if (ROTATES != 0) {
-                store_normed(at, held[i]);
-            }
         }
     }
     if (WRITES_QUANTS) {
-        store_quants(held);
+        store_quants();
+    }
+    if (ROTATES != 0) {
+        store_turned();
     }
     if (AWAITED > 0) {
         announce(p.marks, AWAITED, 0, 1);

@@ -3,8 +3,7 @@
 //
 // As f32 rows; or in tiles of 16, whose elements come in the order in which the weights of a lane need them: `2 m`,
 // `2 m + 1`, `2 m + 8`, `2 m + 9` for `m` from 0 to 3. These are 8-bit integers, a word for each `m`, or halves, two
-// words, or integers in all four bytes of a word each. Beside them, for each 64, {scale, scale · sum}; the sum of
-// integers alone.
+// words, or integers in all four bytes of a word each. Beside them, for each 64, {scale, scale · sum}.
 
 #include "half_scale.glsl"
 
@@ -12,6 +11,9 @@ const uint FORM_FLOATS = 1;
 const uint FORM_INTEGERS = 2;
 const uint FORM_HALFS = 3;
 const uint FORM_SPLATS = 4;
+
+// Four scales of inputs or outputs, binary16 as they lie with their weights.
+vec4 four_scales(uvec2 halves) { return vec4(unpackHalf2x16(halves.x), unpackHalf2x16(halves.y)); }
 
 // Where rows of rotated activations go.
 struct RotatedRows {
@@ -42,54 +44,69 @@ uint place_in_tiles(uint block, uint lane) {
     return 2 * (4 * (8 * block + lane / 4) + lane % 2 * 2) + lane / 2 % 2;
 }
 
-void store_integers(RotatedRows rows, uint block, bool exists, vec4 values, bool splats) {
-    const uint lane = gl_LocalInvocationIndex % 32;
+// Four elements of a block in one of the forms, and what stands beside the block.
+struct RotatedFour {
+    uvec4 words; // halves of words for integers, two words for halves
+    float scale;
+    float sum;
+};
+
+RotatedFour integers_of_four(vec4 values, bool splats) {
     const vec2 scale = scale_and_inverse(largest_of_block(largest_of_four(values)));
     const ivec4 rounded = round_four(values, scale.y);
     const float sum = sum_of_half(float(rounded.x + rounded.y + rounded.z + rounded.w));
-    if (exists) {
-        const uint at = place_in_tiles(block, lane);
-        if (splats) {
-            const uvec4 words = (uvec4(rounded) & 255u) * 0x01010101u;
-            Uvec2s(rows.values).at[at] = words.xy;
-            Uvec2s(rows.values).at[at + 2] = words.zw;
-        } else {
-            const uint bytes = pack_four(rounded);
-            Ushorts(rows.values).at[at] = uint16_t(bytes & 0xffffu);
-            Ushorts(rows.values).at[at + 2] = uint16_t(bytes >> 16);
-        }
-        if (lane % 16 == 0) {
-            Vec2s(rows.sums).at[2 * block + lane / 16] = vec2(scale.x, scale.x * sum);
-        }
-    }
+    const uint bytes = pack_four(rounded);
+    const uvec4 words = splats ? (uvec4(rounded) & 255u) * 0x01010101u : uvec4(bytes & 0xffffu, bytes >> 16, 0, 0);
+    return RotatedFour(words, scale.x, scale.x * sum);
 }
 
-void store_halves(RotatedRows rows, uint block, bool exists, vec4 values) {
-    const uint lane = gl_LocalInvocationIndex % 32;
+RotatedFour halves_of_four(vec4 values) {
     const uint largest = largest_of_block(largest_of_four(values));
     const uint exponent = half_exponent(largest);
     // Not a number if one of the block is none, or infinite.
     const float scale = largest >= 0x7f800000u ? uintBitsToFloat(0x7fc00000u) : scale_of(exponent);
-    if (exists) {
-        const uint at = place_in_tiles(block, lane);
-        const f16vec4 halves = f16vec4(values * inverse_of(exponent));
-        Uints(rows.values).at[at] = packFloat2x16(halves.xy);
-        Uints(rows.values).at[at + 2] = packFloat2x16(halves.zw);
-        if (lane % 16 == 0) {
-            Vec2s(rows.sums).at[2 * block + lane / 16] = vec2(scale, 0.0);
-        }
+    const f16vec4 halves = f16vec4(values * inverse_of(exponent));
+    const vec4 rounded = vec4(halves);
+    const float sum = sum_of_half((rounded.x + rounded.y) + (rounded.z + rounded.w));
+    return RotatedFour(uvec4(packFloat2x16(halves.xy), packFloat2x16(halves.zw), 0, 0), scale, scale * sum);
+}
+
+// All lanes of a workgroup come here. Without branches, so that several fours of a lane can be under way.
+RotatedFour rotated_four(uint form, vec4 values) {
+    if (form == FORM_INTEGERS || form == FORM_SPLATS) {
+        return integers_of_four(values, form == FORM_SPLATS);
+    }
+    return form == FORM_HALFS ? halves_of_four(values) : RotatedFour(floatBitsToUint(values), 0.0, 0.0);
+}
+
+// Writes the lane's four of block `index` of a row.
+void store_rotated_four(uint form, RotatedRows rows, uint row, uint index, RotatedFour four) {
+    const uint lane = gl_LocalInvocationIndex % 32;
+    const uint block = row * rows.blocks + index;
+    const uint at = place_in_tiles(block, lane);
+    if (form == FORM_INTEGERS) {
+        Ushorts(rows.values).at[at] = uint16_t(four.words.x);
+        Ushorts(rows.values).at[at + 2] = uint16_t(four.words.y);
+    } else if (form == FORM_SPLATS) {
+        Uvec2s(rows.values).at[at] = four.words.xy;
+        Uvec2s(rows.values).at[at + 2] = four.words.zw;
+    } else if (form == FORM_HALFS) {
+        Uints(rows.values).at[at] = four.words.x;
+        Uints(rows.values).at[at + 2] = four.words.y;
+    } else {
+        Uvec4s(rows.values).at[block * 32 + lane] = four.words;
+        return;
+    }
+    if (lane % 16 == 0) {
+        Vec2s(rows.sums).at[2 * block + lane / 16] = vec2(four.scale, four.sum);
     }
 }
 
-// Writes block `index` of a row, whose four elements the lane has, in one of the forms. All lanes of a workgroup come
-// here.
+// Writes block `index` of a row, whose four elements the lane has, in one of the forms, if it exists. All lanes of a
+// workgroup come here.
 void store_rotated(uint form, RotatedRows rows, uint row, uint index, bool exists, vec4 values) {
-    const uint block = row * rows.blocks + index;
-    if (form == FORM_INTEGERS || form == FORM_SPLATS) {
-        store_integers(rows, block, exists, values, form == FORM_SPLATS);
-    } else if (form == FORM_HALFS) {
-        store_halves(rows, block, exists, values);
-    } else if (exists) {
-        Vec4s(rows.values).at[block * 32 + gl_LocalInvocationIndex % 32] = values;
+    const RotatedFour four = rotated_four(form, values);
+    if (exists) {
+        store_rotated_four(form, rows, row, index, four);
     }
 }

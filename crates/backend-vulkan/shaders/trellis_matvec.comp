@@ -4,7 +4,8 @@
 //
 // A workgroup has a block of 128 outputs: four units of `trellis.glsl` side by side, each for a team of 32 invocations
 // that goes along their inputs; of both matrices for gate and up. `SPLIT` such teams and the slices share the inputs.
-// The last slice of a block to be done adds them up, rotates and scales the result. Grid: (blocks, slices).
+// The last slice of a block to be done adds them up, rotates and scales the result; with LEAVES whoever reads it does
+// that. Grid: (blocks, slices).
 //
 // With 8-bit activations a weight of the codebook MUL1 is never made: it is affine in the sum of four bytes, so four
 // copies of an activation times these bytes, and the sum of the activations, give the product. With halves, weights are
@@ -19,7 +20,6 @@
 #ifdef ACTIVATIONS_HALF
 #extension GL_KHR_cooperative_matrix : require
 #endif
-#include "announce.glsl"
 #include "arrive.glsl"
 #include "gelu.glsl"
 #include "quantize.glsl"
@@ -33,8 +33,8 @@ layout(constant_id = 5) const uint SPLIT = 4;
 // (1), or rotated for the next product in the form `EPILOGUE - 1`.
 layout(constant_id = 6) const uint EPILOGUE = 0;
 
-// Workgroups of the dispatch before this one, which make its input: it waits for them. 0 if there was a barrier.
-layout(constant_id = 8) const uint ANNOUNCING = 0;
+// Whether all that goes out is what each slice has, in `partials`.
+layout(constant_id = 8) const bool LEAVES = false;
 
 const uint MATRICES = EPILOGUE == 0 ? 1 : 2;
 const uint UNITS = 4; // side by side
@@ -52,7 +52,7 @@ layout(push_constant, scalar) uniform Push {
     uvec2 sums;
     Partials partials; // [blocks, slices, WIDTH]
     Uints arrivals;    // slices that are done of each block; zero before and after
-    Halfs next_scales; // of the inputs of the next product
+    Uvec2s next_scales; // of the inputs of the next product, four halves each
     uvec2 next_values;
     uvec2 next_sums;
     uint outputs[3]; // multiples of 128
@@ -64,15 +64,28 @@ layout(push_constant, scalar) uniform Push {
 // What a lane has summed up: outputs by columns.
 const uint SUMS = LANE_OUTPUTS * COLUMNS;
 float sums[SUMS];
+// And for each column of weights that are affine in the sum of four bytes, scale · sum of the activations.
+float totals[COLUMNS];
 
 // [SPLIT, MATRICES, COLUMNS, BLOCK]
 shared float shared_sums[SPLIT * WIDTH];
 
-#if defined(ACTIVATIONS_INT8) || defined(ACTIVATIONS_SPLAT)
-
-// B · 0.0067672… − 3.453125 is the weight of the sum of bytes B, but for its rounding.
+// B · STEP + OFFSET is the weight of the sum of bytes B, but for its rounding.
 const float STEP = 0.00676727294921875;
 const float OFFSET = -3.453125;
+
+// Scales of the 128 inputs of a block, and scale · sum of each half.
+struct BlockSums { vec2 low; vec2 high; };
+layout(buffer_reference, scalar, buffer_reference_align = 16) buffer BlocksSums { BlockSums at[]; };
+
+BlockSums sums_of_block(uint column, uint block) {
+    const uint at = column * (p.groups / 2) + block;
+    return BlocksSums(pack64(p.sums) + uint64_t(16 * at)).at[0];
+}
+
+#if defined(ACTIVATIONS_INT8) || defined(ACTIVATIONS_SPLAT)
+
+int dots[SUMS];
 
 uint splat(uint word, uint index) {
     const uint8_t one = unpack8(word)[index];
@@ -85,14 +98,18 @@ struct Tile { uvec4 m[4]; };
 layout(buffer_reference, scalar, buffer_reference_align = 16) buffer Tiles { Tile at[]; };
 #endif
 
+void begin_block() {
+    [[unroll]] for (uint i = 0; i < SUMS; i++) {
+        dots[i] = 0;
+    }
+}
+
 void accumulate(LaneWords raw, uint group, uint lane) {
 #ifdef ACTIVATIONS_SPLAT
     Tile tiles[COLUMNS];
 #else
     uvec4 quants[COLUMNS];
 #endif
-    vec2 factors[COLUMNS];
-    int dots[SUMS];
     [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
         const uint at = column * p.groups + group;
 #ifdef ACTIVATIONS_SPLAT
@@ -100,10 +117,6 @@ void accumulate(LaneWords raw, uint group, uint lane) {
 #else
         quants[column] = Uvec4s(pack64(p.activations) + uint64_t(64 * at + 16 * (lane % 4))).at[0];
 #endif
-        factors[column] = Vec2s(pack64(p.sums) + uint64_t(8 * at)).at[0];
-    }
-    [[unroll]] for (uint i = 0; i < SUMS; i++) {
-        dots[i] = 0;
     }
     take_words(raw);
     [[unroll]] for (uint m = 0; m < 4; m++) {
@@ -124,14 +137,29 @@ void accumulate(LaneWords raw, uint group, uint lane) {
             }
         }
     }
+}
+
+void finish_block(uint block, uint lane) {
+    [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
+        const BlockSums factors = sums_of_block(column, block);
+        totals[column] += factors.low.y + factors.high.y;
+        [[unroll]] for (uint k = 0; k < LANE_OUTPUTS; k++) {
+            const uint i = k * COLUMNS + column;
+            sums[i] = fma(factors.low.x, float(dots[i]), sums[i]);
+        }
+    }
+}
+
+void finish_sums() {
     [[unroll]] for (uint i = 0; i < SUMS; i++) {
-        const vec2 factor = factors[i % COLUMNS];
         // Four lanes add the sum of the activations of all four tiles.
-        sums[i] = fma(factor.x * STEP, float(dots[i]), fma(factor.y, 0.25 * OFFSET, sums[i]));
+        sums[i] = fma(totals[i % COLUMNS], 0.25 * OFFSET, sums[i] * STEP);
     }
 }
 
 #elif defined(ACTIVATIONS_F32)
+
+void begin_block() {}
 
 void accumulate(LaneWords raw, uint group, uint lane) {
     Vec2s activations = Vec2s(p.activations);
@@ -154,6 +182,9 @@ void accumulate(LaneWords raw, uint group, uint lane) {
     }
 }
 
+void finish_block(uint block, uint lane) {}
+void finish_sums() {}
+
 #else
 
 // Rows of the matrix of weights are outputs, 16 of the team's 32 at a time; its columns are four inputs of each of the
@@ -167,21 +198,29 @@ void accumulate(LaneWords raw, uint group, uint lane) {
 
 // What a lane has summed up: two matrices of four elements.
 float products[8];
+// Scale · sum of the activations of the lane's two columns.
+float column_totals[2];
 
-// Weights `i` and `i + 1`, correctly rounded.
+RESULTS results[2];
+
+// Weights `i` and `i + 1`, correctly rounded; or the sums of their bytes as numbers of bits, which are multiples of the
+// smallest number of binary16.
 f16vec2 two_values(uint i) {
     const uint first = hash(state(i));
     const uint second = hash(state(i + 1));
     if (CODEBOOK == MUL1) {
-        // 1024 and the sum of bytes: the bits of a half. Then as in `value`, with one rounding.
-        const uint low = dotPacked4x8EXT(first, 0x01010101u) + 0x6400u;
-        const uint high = dotPacked4x8EXT(second, 0x01010101u) + 0x6400u;
-        const f16vec2 sums = unpackFloat2x16(low | (high << 16));
-        return fma(sums, f16vec2(0.00676727294921875hf), f16vec2(-10.3828125hf));
+        const uint low = dotPacked4x8EXT(first, 0x01010101u);
+        const uint high = dotPacked4x8EXT(second, 0x01010101u);
+        return unpackFloat2x16(low + high * 65536u);
     }
     const f16vec2 a = unpackFloat2x16(first);
     const f16vec2 b = unpackFloat2x16(second);
     return f16vec2(a.x, b.x) + f16vec2(a.y, b.y);
+}
+
+void begin_block() {
+    results[0] = RESULTS(0.0);
+    results[1] = RESULTS(0.0);
 }
 
 void accumulate(LaneWords raw, uint group, uint lane) {
@@ -189,15 +228,7 @@ void accumulate(LaneWords raw, uint group, uint lane) {
     Uvec4s activations = Uvec4s(p.activations);
     const uint from = 2 * (4 * (column * p.groups + group) + lane % 4);
     const uvec4 halves[2] = uvec4[2](activations.at[from], activations.at[from + 1]);
-    float factors[2];
-    [[unroll]] for (uint j = 0; j < 2; j++) {
-        const uint of = min(2 * (lane % 4) + j, COLUMNS - 1);
-        factors[j] = Vec2s(p.sums).at[of * p.groups + group].x;
-    }
     take_words(raw);
-    RESULTS results[2];
-    results[0] = RESULTS(0.0);
-    results[1] = RESULTS(0.0);
     [[unroll]] for (uint m = 0; m < 4; m++) {
         ACTIVATIONS right;
         WEIGHTS left;
@@ -216,8 +247,23 @@ void accumulate(LaneWords raw, uint group, uint lane) {
             results[half_unit] = coopMatMulAdd(left, right, results[half_unit]);
         }
     }
-    [[unroll]] for (uint i = 0; i < 8; i++) {
-        products[i] = fma(factors[i % 2], results[i / 4][i % 4], products[i]);
+}
+
+void finish_block(uint block, uint lane) {
+    [[unroll]] for (uint j = 0; j < 2; j++) {
+        const BlockSums factors = sums_of_block(min(2 * (lane % 4) + j, COLUMNS - 1), block);
+        column_totals[j] += factors.low.y + factors.high.y;
+        [[unroll]] for (uint i = j; i < 8; i += 2) {
+            products[i] = fma(factors.low.x, results[i / 4][i % 4], products[i]);
+        }
+    }
+}
+
+void finish_sums() {
+    if (CODEBOOK == MUL1) {
+        [[unroll]] for (uint i = 0; i < 8; i++) {
+            products[i] = fma(products[i], STEP * 16777216.0, OFFSET * column_totals[i % 2]);
+        }
     }
 }
 
@@ -280,9 +326,12 @@ bool add_up() {
             sum += shared_sums[part * WIDTH + i];
         }
         shared_sums[i] = sum;
-        if (slices > 1) {
+        if (LEAVES || slices > 1) {
             p.partials.at[first + gl_WorkGroupID.y * WIDTH + i] = sum;
         }
+    }
+    if (LEAVES) {
+        return false;
     }
     if (slices > 1) {
         if (!is_last(p.arrivals, gl_WorkGroupID.x, slices)) {
@@ -303,6 +352,24 @@ bool add_up() {
 // Outputs of a weight that count.
 uint width(uint segment) { return p.outputs[segment] - bitfieldExtract(p.unused, int(8 * segment), 8); }
 
+// The scales of this invocation's four outputs of the block, of all matrices, and of the next product's inputs.
+uvec2 output_scales[MATRICES];
+uvec2 next_scales;
+
+// To be on their way while results are added up.
+void load_scales(Place at) {
+    const uint four = BLOCK / 4 * at.block + gl_LocalInvocationIndex % 32;
+    [[unroll]] for (uint matrix = 0; matrix < MATRICES; matrix++) {
+        const uint segment = EPILOGUE == 0 ? at.segment : matrix;
+        // They stand behind the tiles and the scales of the inputs.
+        const uint start = p.groups * (2 * HALF_BITS * p.outputs[segment] + 64);
+        output_scales[matrix] = Uvec2s(pack64(p.weights[segment]) + 2 * uint64_t(start)).at[four];
+    }
+    if (EPILOGUE > 1) {
+        next_scales = p.next_scales.at[four];
+    }
+}
+
 // Four outputs of a block, the invocation's, as the layer has them.
 vec4 finished(uint matrix, uint column, uint segment, uint block) {
     const uint lane = gl_LocalInvocationIndex % 32;
@@ -310,13 +377,10 @@ vec4 finished(uint matrix, uint column, uint segment, uint block) {
     [[unroll]] for (uint i = 0; i < 4; i++) {
         values[i] = shared_sums[(matrix * COLUMNS + column) * BLOCK + 4 * lane + i];
     }
-    values = rotate(values);
-    // The scales of inputs and of outputs stand behind the tiles.
-    const uint scales = p.groups * (2 * HALF_BITS * p.outputs[segment] + 64);
+    values = rotate(values) * four_scales(output_scales[matrix]);
     const uint first = BLOCK * block + 4 * lane;
     [[unroll]] for (uint i = 0; i < 4; i++) {
-        const float scale = float(Halfs(p.weights[segment]).at[scales + first + i]);
-        values[i] = first + i < width(segment) ? values[i] * scale : 0.0;
+        values[i] = first + i < width(segment) ? values[i] : 0.0;
     }
     return values;
 }
@@ -349,40 +413,52 @@ void store(Place at, uint column, bool exists) {
         }
         return;
     }
-    [[unroll]] for (uint i = 0; i < 4; i++) {
-        values[i] *= float(p.next_scales.at[BLOCK * at.block + 4 * (gl_LocalInvocationIndex % 32) + i]);
-    }
     const RotatedRows rows = RotatedRows(p.next_values, p.next_sums, p.outputs[0] / BLOCK);
-    store_rotated(EPILOGUE - 1, rows, column, at.block, exists, rotate(values));
+    store_rotated(EPILOGUE - 1, rows, column, at.block, exists, rotate(values * four_scales(next_scales)));
 }
 
-// With ANNOUNCING they are where else a pointer is that is not used: that of a third target, or of the next scales.
-Uints marks() {
-    if (EPILOGUE == 0) {
-        return Uints(uvec2(p.next_scales));
+void begin_sums() {
+#ifdef ACTIVATIONS_HALF
+    [[unroll]] for (uint i = 0; i < 8; i++) {
+        products[i] = 0.0;
     }
-    return Uints(p.targets[2]);
+    column_totals[0] = 0.0;
+    column_totals[1] = 0.0;
+#else
+    [[unroll]] for (uint i = 0; i < SUMS; i++) {
+        sums[i] = 0.0;
+    }
+    [[unroll]] for (uint column = 0; column < COLUMNS; column++) {
+        totals[column] = 0.0;
+    }
+#endif
 }
 
+// Goes along the blocks of 128 inputs that are the team's.
 void multiply(Place at, uint lane) {
     const uint team = gl_LocalInvocationIndex / 32;
     const uint parts = SPLIT * gl_NumWorkGroups.y;
     const uint part = gl_WorkGroupID.y * SPLIT + team / UNITS / MATRICES;
-    const uint end = (part + 1) * p.groups / parts;
-    uint group = part * p.groups / parts;
+    const uint blocks = p.groups / 2;
+    const uint end = (part + 1) * blocks / parts;
+    uint block = part * blocks / parts;
     Uvec4s tiles = Uvec4s(p.weights[at.segment]);
-    uint first = ((at.block * p.groups + min(group, p.groups - 1)) * UNITS + team % UNITS) * UNIT_WORDS;
+    uint first = ((at.block * p.groups + 2 * min(block, blocks - 1)) * UNITS + team % UNITS) * UNIT_WORDS;
     LaneWords raw = load_words_from(tiles, first, lane);
-    if (ANNOUNCING > 0) {
-        wait_for(marks(), gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x, ANNOUNCING);
+    // Written out, except for software renderers, which take long to compile even one half.
+    const uint halves = SUBGROUP < 32 ? min(p.groups, 2u) : 2u;
+    for (; block < end; block++) {
+        begin_block();
+        [[unroll]] for (uint half_block = 0; half_block < halves; half_block++) {
+            // The last one's successor is itself, loaded for nothing: cheaper than a branch in the way of the compiler.
+            first += half_block == 0 || block + 1 < end ? UNITS * UNIT_WORDS : 0;
+            const LaneWords next = load_words_from(tiles, first, lane);
+            accumulate(raw, 2 * block + half_block, lane);
+            raw = next;
+        }
+        finish_block(block, lane);
     }
-    for (; group < end; group++) {
-        // The last one's successor is itself, loaded for nothing: cheaper than a branch in the way of the compiler.
-        first += group + 1 < end ? UNITS * UNIT_WORDS : 0;
-        const LaneWords next = load_words_from(tiles, first, lane);
-        accumulate(raw, group, lane);
-        raw = next;
-    }
+    finish_sums();
 }
 
 void main() {
@@ -390,16 +466,11 @@ void main() {
     const Place at = place();
     upper_factor = p.upper_factor;
     set_lane_before(lane);
-#ifdef ACTIVATIONS_HALF
-    [[unroll]] for (uint i = 0; i < 8; i++) {
-        products[i] = 0.0;
-    }
-#else
-    [[unroll]] for (uint i = 0; i < SUMS; i++) {
-        sums[i] = 0.0;
-    }
-#endif
+    begin_sums();
     multiply(at, lane);
+    if (!LEAVES) {
+        load_scales(at);
+    }
     share_sums(lane);
     if (!add_up()) {
         return;

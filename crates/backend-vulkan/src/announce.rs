@@ -6,7 +6,7 @@
 
 use crate::dispatch::Dispatch;
 use crate::features::Features;
-use crate::kernel::{attention, matvec, norm, trellis};
+use crate::kernel::{attention, matvec, norm};
 
 /// Words of memory for marks.
 pub(crate) const MARKS: usize = 1 << 15;
@@ -23,10 +23,9 @@ fn join(counters: u64, dispatches: &mut [Dispatch]) {
     for index in 1..dispatches.len() {
         let (before, after) = dispatches.split_at_mut(index);
         let (first, product) = (&mut before[index - 1], &mut after[0]);
-        let can_wait = matvec::can_wait(product) || trellis::can_wait(product);
         let reads_it = product.reads.iter().all(|region| first.writes.contains(region));
         let apart = product.writes.iter().all(|region| !first.writes.contains(region) && !first.reads.contains(region));
-        if !can_wait || !reads_it || !apart {
+        if !matvec::can_wait(product) || !reads_it || !apart {
             continue;
         }
         let waiting: u32 = product.groups.iter().product();
@@ -34,19 +33,11 @@ fn join(counters: u64, dispatches: &mut [Dispatch]) {
             |announcing: u32| waiting as usize * announcing as usize <= MARKS && announcing <= product.kernel.workgroup;
         if norm::can_announce(first) && fits(1) {
             norm::announce(first, counters, waiting);
-            wait(product, counters, 1);
+            matvec::wait(product, counters, 1);
         } else if attention::can_announce(first) && fits(first.groups[1]) {
             let (marks, announcing) = attention::announce(first, waiting);
-            wait(product, marks, announcing);
+            matvec::wait(product, marks, announcing);
         }
-    }
-}
-
-fn wait(product: &mut Dispatch, marks: u64, announcing: u32) {
-    if matvec::can_wait(product) {
-        matvec::wait(product, marks, announcing);
-    } else {
-        trellis::wait(product, marks, announcing);
     }
 }
 

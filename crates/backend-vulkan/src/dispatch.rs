@@ -29,6 +29,22 @@ pub(crate) struct Dispatch {
     pub(crate) joins: bool,
     /// Constants that it reads from beginning to end: addresses and bytes.
     pub(crate) streams: Vec<(u64, u64)>,
+    /// What it can leave to a reader of its output.
+    pub(crate) left: Option<Left>,
+}
+
+/// The parts of a product with a trellis weight that have not been added up, rotated nor scaled: f32
+/// `[blocks of 128 outputs, parts, columns, 128]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Left {
+    /// Where its output would go.
+    pub(crate) target: Region,
+    /// Parts of each block.
+    pub(crate) parts: usize,
+    /// Columns.
+    pub(crate) columns: usize,
+    /// Address of the scales of the outputs, binary16.
+    pub(crate) scales: u64,
 }
 
 /// Push constants, laid out as a shader's block declares them with `scalar` layout.

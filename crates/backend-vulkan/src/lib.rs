@@ -13,6 +13,7 @@ mod footprint;
 mod kernel;
 mod lab;
 mod layout;
+mod leave;
 mod loaded;
 mod memory;
 mod pace;

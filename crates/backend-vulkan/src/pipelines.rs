@@ -249,10 +249,10 @@ fn constants(shader: &str) -> &'static [&'static str] {
         ],
         "matmul" => &["TILE_TOKENS", "TILE_OUTPUTS", "OWN"],
         "matmul_matrix" => &["TILE_TOKENS", "TILE_OUTPUTS", "STEP", "SUB_TOKENS", "SUB_OUTPUTS", "BUFFERS"],
-        "trellis_matvec" => &["HALF_BITS", "CODEBOOK", "COLUMNS", "SPLIT", "EPILOGUE", "AMD", "ANNOUNCING"],
+        "trellis_matvec" => &["HALF_BITS", "CODEBOOK", "COLUMNS", "SPLIT", "EPILOGUE", "AMD", "LEAVES"],
         "trellis_decode" | "trellis_embed" | "trellis_repack" => &["HALF_BITS", "CODEBOOK"],
         "trellis_rotate" => &["FORM"],
-        "norm" => &["HELD", "ADDS", "WRITES_FLOATS", "WRITES_QUANTS", "ORDER", "ROTATES", "AWAITED"],
+        "norm" => &["HELD", "ADDS", "WRITES_FLOATS", "WRITES_QUANTS", "ORDER", "ROTATES", "AWAITED", "LEFT"],
         "attention_decode" => &[
             "CACHE_WIDTH",
             "HEAD_DIM",
@@ -311,7 +311,7 @@ fn declared_lanes(kernel: &Kernel) -> u32 {
 /// Weights that one lane decodes in an iteration of the loop of a product by few columns.
 fn weights_per_iteration(kernel: &Kernel) -> Option<u32> {
     if stem(&kernel.shader) == "trellis_matvec" {
-        return Some(64);
+        return Some(128);
     }
     let [rows, _, _, epilogue, ref rest @ ..] = kernel.constants[..] else { return None };
     // Those by matrix instructions share the weights of a row among lanes.

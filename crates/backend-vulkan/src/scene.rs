@@ -12,6 +12,7 @@ use crate::kernel::attention::Scratch;
 use crate::kernel::matmul::{Path, path};
 use crate::kernel::matvec::COLUMNS_MAX;
 use crate::kernel::rope::RopeAddresses;
+use crate::leave;
 use crate::place::Buffers;
 use crate::plan::{Rope, Setting, Step, plan};
 use crate::record::{BatchAddresses, Counts, Recorder};
@@ -57,6 +58,7 @@ impl Scene {
             counts,
         };
         let mut dispatches = recorder.dispatches(&self.plans[&setting]);
+        leave::insert(self.batch.trellis.left, &mut dispatches);
         touch::insert(self.context.features(), self.sink, &mut dispatches);
         dispatches
     }

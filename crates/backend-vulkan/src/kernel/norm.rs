@@ -2,7 +2,7 @@
 
 use super::trellis::Rotated;
 use super::{Quantized, View, kernel};
-use crate::dispatch::{Dispatch, Push};
+use crate::dispatch::{Dispatch, Left, Push};
 use crate::features::Features;
 
 /// A norm's weight and epsilon.
@@ -33,7 +33,7 @@ const AWAITED: usize = 6;
 
 /// Whether workgroups of the next dispatch can wait for it: it is about a single row.
 pub(crate) fn can_announce(norm: &Dispatch) -> bool {
-    norm.kernel.shader == "norm" && norm.push.bytes()[AHEAD + 28..][..4] == 1u32.to_le_bytes()
+    norm.kernel.shader == "norm" && norm.push.bytes()[ROWS..][..4] == 1u32.to_le_bytes()
 }
 
 /// Lets `waiting` workgroups of the next dispatch go on when this one is done, by marks at an address.
@@ -44,8 +44,33 @@ pub(crate) fn announce(norm: &mut Dispatch, marks: u64, waiting: u32) {
     norm.writes.push(marks);
 }
 
-/// Where the arguments for [`touch`] stand: behind eight addresses.
+/// Where arguments stand: those for [`touch`] behind eight addresses, those for [`add_up`] behind all of that.
 const AHEAD: usize = 64;
+const UPDATE_SCALES: usize = AHEAD + 24;
+const TOUCHES: usize = UPDATE_SCALES + 8;
+const ROWS: usize = TOUCHES + 4;
+
+/// Numbers of constants among the kernel's own: whether there is an update, and how many parts it has.
+const ADDS: usize = 1;
+const LEFT: usize = 7;
+
+/// Whether it is a norm of `rows` rows whose update is at an address.
+pub(crate) fn updates_with(norm: &Dispatch, update: u64, rows: usize) -> bool {
+    norm.kernel.shader == "norm"
+        && norm.kernel.constants[ADDS] == 1
+        && norm.push.bytes()[..8] == update.to_le_bytes()
+        && norm.push.bytes()[ROWS..][..4] == (rows as u32).to_le_bytes()
+}
+
+/// Lets a norm add up, rotate and scale its update from what a product left at an address.
+pub(crate) fn add_up(norm: &mut Dispatch, from: u64, left: Left) {
+    norm.kernel.constants[LEFT] = left.parts as u32;
+    norm.push.replace(0, &from.to_le_bytes());
+    norm.push.replace(UPDATE_SCALES, &left.scales.to_le_bytes());
+    for region in &mut norm.reads {
+        *region = if *region == left.target { from } else { *region };
+    }
+}
 
 /// Workgroups that touch all pages: several, because parts of the device have translations of their own.
 const TOUCHING: u32 = 32;
@@ -58,7 +83,7 @@ const STRIDE: u64 = 2 << 20;
 pub(crate) fn touch(norm: &mut Dispatch, address: u64, bytes: u64, sink: u64) {
     norm.push.replace(AHEAD, &address.to_le_bytes());
     norm.push.replace(AHEAD + 8, &sink.to_le_bytes());
-    norm.push.replace(AHEAD + 24, &((bytes.div_ceil(STRIDE) - 1) as u32).to_le_bytes());
+    norm.push.replace(TOUCHES, &((bytes.div_ceil(STRIDE) - 1) as u32).to_le_bytes());
     norm.groups[0] += TOUCHING;
 }
 
@@ -85,7 +110,7 @@ pub(crate) fn norm(
     let form = rotated.map_or(0, |(rotated, _)| rotated.form as u32);
     let others = quantized.map(|quantized| (quantized.values, quantized.sums));
     let (values, sums) = others.or(rotated.map(|(rotated, _)| (rotated.values, rotated.sums))).unwrap_or_default();
-    let mut kernel = kernel(features, "norm", [&[held], &flags[..], &[order, form, 0]].concat());
+    let mut kernel = kernel(features, "norm", [&[held], &flags[..], &[order, form, 0, 0]].concat());
     kernel.workgroup = workgroup;
     let none = (View { address: 0, width: 0 }, Scale { weight: 0, epsilon: 1.0 });
     let (from, first) = update.unwrap_or(none);
@@ -99,6 +124,7 @@ pub(crate) fn norm(
         .address(values)
         .address(sums)
         .address(rotated.map_or(0, |(_, scales)| scales))
+        .address(0)
         .address(0)
         .address(0)
         .address(0)

@@ -13,10 +13,11 @@ use crate::kernel::kernel;
 use crate::memory::{Arena, Place};
 use crate::pipeline::Pipelines;
 
-/// Elements of the three matrices: of weights, of activations, and of the result.
-const ELEMENTS: usize = 16 * 16 + 16 * 8 + 16 * 8;
+/// Elements of the matrices: of weights, of activations, of the result, and of the result of the smallest numbers.
+const ELEMENTS: usize = 16 * 16 + 3 * 16 * 8;
 
-/// Whether elements of matrices of 16 × 8 × 16 lie where `trellis_matvec.comp` and `matvec_matrix.comp` put them.
+/// Whether elements of matrices of 16 × 8 × 16 lie where `trellis_matvec.comp` and `matvec_matrix.comp` put them, and
+/// numbers below the smallest normal one of binary16 are multiplied as they are, which the former needs.
 ///
 /// # Errors
 /// A device that fails.
@@ -28,7 +29,7 @@ pub(crate) fn is_as_expected(context: &Arc<Context>) -> Result<bool, BackendErro
     let (target, mut found) = (memory.allocate(bytes, "a test")?, downloads.allocate(bytes, "a test")?);
     let mut kernel = kernel(context.features(), "matrix_layout", vec![]);
     kernel.workgroup = kernel.subgroup;
-    let push = Push::default().address(target.address);
+    let push = Push::default().address(target.address).number(3);
     let dispatch = Dispatch { kernel, push, groups: [1; 3], writes: vec![target.address], ..Dispatch::default() };
     let shared = context.clone();
     commands.once(|buffer| {
@@ -58,6 +59,7 @@ fn expected() -> Vec<u32> {
     for (row, column) in (0..16).flat_map(|row| (0..8).map(move |column| (row, column))) {
         numbers.push(4 * (row % 8 * 4 + column / 2) + 2 * (row / 8) + column % 2);
     }
+    numbers.resize(ELEMENTS, 16 * 3);
     numbers
 }
 
@@ -69,7 +71,7 @@ mod tests {
     #[test]
     fn numbers_are_those_of_all_lanes() {
         let numbers = expected();
-        for (matrix, elements) in [(&numbers[..256], 256), (&numbers[256..384], 128), (&numbers[384..], 128)] {
+        for (matrix, elements) in [(&numbers[..256], 256), (&numbers[256..384], 128), (&numbers[384..512], 128)] {
             let mut sorted = matrix.to_vec();
             sorted.sort_unstable();
             assert!(sorted.into_iter().eq(0..elements));

@@ -60,7 +60,7 @@ pub(crate) fn rotated_linear(
         for parts in parts.chunk_by(|(a, _), (b, _)| a.decodes_like(b)).flat_map(|parts| parts.chunks(PARTS_MAX)) {
             let blocks = parts.iter().map(|(weight, _)| weight.outputs() / BLOCK).sum();
             let weight = parts[0].0;
-            let tiling = Tiling::new(features, 1, blocks, weight.groups(), columns);
+            let tiling = Tiling::new(features, 1, blocks, weight.inputs() / BLOCK, columns);
             let from = input.skip_rows(first, weight.inputs());
             let skipped = |view: &View| View { address: view.address + (4 * first * view.pitch()) as u64, ..*view };
             let moved: Vec<_> = parts.iter().map(|(weight, view)| (*weight, skipped(view))).collect();

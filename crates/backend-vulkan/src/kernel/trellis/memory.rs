@@ -40,6 +40,8 @@ pub(crate) struct TrellisScratch {
     pub(crate) sums: u64,
     /// Where workgroups of a product meet.
     pub(crate) meeting: Meeting,
+    /// What products leave to the norms behind them.
+    pub(crate) left: u64,
     /// Rotated activations as f16, their width to be filled in.
     pub(crate) halfs: Halves,
     /// Decoded tiles.
@@ -94,6 +96,7 @@ impl TrellisMemory {
             rotated: take(self.rotated)?,
             sums: take(self.sums)?,
             meeting: Meeting { partials: take(self.partials)?, arrivals: take(self.arrivals)? },
+            left: take(self.partials)?,
             halfs: Halves { values: take(self.half_values)?, scales: take(self.half_scales)?, width: 0 },
             decoded: take(self.decoded)?,
             product: take(self.product)?,

@@ -20,6 +20,6 @@ pub use measure::measure;
 pub(crate) use dispatches::{embed, repack, rotate};
 pub(crate) use linear::{linear, rotated_linear};
 pub(crate) use memory::{TrellisMemory, TrellisScratch};
-pub(crate) use product::{Gated, Tiling, can_wait, gate_up, wait};
+pub(crate) use product::{Gated, Tiling, gate_up, leave};
 pub(crate) use rotated::{Arithmetic, Rotated, RotatedForm};
 pub(crate) use weight::TrellisWeight;

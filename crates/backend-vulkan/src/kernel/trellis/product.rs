@@ -5,7 +5,7 @@ use tensor::format::trellis::hadamard::BLOCK;
 use super::dispatches::{TEAM, format_constants};
 use super::rotated::Rotated;
 use super::weight::{TrellisWeight, UNIT_OUTPUTS};
-use crate::dispatch::{Dispatch, Push};
+use crate::dispatch::{Dispatch, Left, Push};
 use crate::features::{DeviceKind, Features};
 use crate::kernel::matvec::COLUMNS_MAX;
 use crate::kernel::{View, kernel};
@@ -30,11 +30,11 @@ pub(crate) struct Tiling {
 
 impl Tiling {
     /// For a number of matrices whose blocks are multiplied by one workgroup (gate and up: 2), of blocks in all, and of
-    /// groups of 64 inputs.
+    /// blocks of inputs.
     ///
     /// Products are bound by arithmetic, so the processor that has most to do decides: as many teams as its workgroups
-    /// have, times the groups that a team goes through. Measured in `docs/vulkan-notes.md`.
-    pub(crate) fn new(features: &Features, matrices: usize, blocks: usize, groups: usize, columns: usize) -> Tiling {
+    /// have, times the blocks that a team goes through. Measured in `docs/vulkan-notes.md`.
+    pub(crate) fn new(features: &Features, matrices: usize, blocks: usize, steps: usize, columns: usize) -> Tiling {
         // Fewer do not keep a processor busy.
         const TEAMS_MIN: usize = 24;
         let processors = processors(features);
@@ -42,23 +42,23 @@ impl Tiling {
         let longest = |tiling: &Tiling| {
             let split = tiling.split as usize;
             let teams = (blocks * tiling.slices).div_ceil(processors) * ABREAST * matrices * split;
-            teams.max(TEAMS_MIN) * groups.div_ceil(split * tiling.slices)
+            teams.max(TEAMS_MIN) * (2 * steps).div_ceil(split * tiling.slices)
         };
         let all = (1..=split_max(features, matrices, columns))
             .flat_map(|split| (1..=most).map(move |slices| Tiling { split: split as u32, slices }))
-            .filter(|tiling| tiling.split as usize * tiling.slices <= groups)
+            .filter(|tiling| tiling.split as usize * tiling.slices <= steps)
             .filter(|tiling| {
                 // Of large workgroups a processor holds one or two at a time, and waits for the last of them.
                 let invocations = TEAM * ABREAST * matrices * tiling.split as usize;
                 invocations <= 512 || blocks * tiling.slices <= processors
             });
         let best = all.min_by_key(|tiling| (longest(tiling), tiling.slices, std::cmp::Reverse(tiling.split)));
-        best.unwrap_or(Tiling { split: 1, slices: 1 })
+        best.expect("one team and one slice always fit")
     }
 
     /// For gate and up together.
     pub(crate) fn gate_up(features: &Features, gate: &TrellisWeight, columns: usize) -> Tiling {
-        Tiling::new(features, 2, gate.outputs() / BLOCK, gate.groups(), columns)
+        Tiling::new(features, 2, gate.outputs() / BLOCK, gate.inputs() / BLOCK, columns)
     }
 }
 
@@ -133,9 +133,16 @@ pub(crate) fn product(
     let weights: Vec<TrellisWeight> = parts.iter().map(|(weight, _)| *weight).collect();
     let targets: Vec<u64> = parts.iter().map(|(_, view)| view.address).collect();
     let blocks: usize = weights.iter().map(|weight| weight.outputs() / BLOCK).sum();
+    let left = (tiling.slices > 1 && parts.len() == 1).then(|| Left {
+        target: targets[0],
+        parts: tiling.slices,
+        columns,
+        scales: weights[0].output_scales(),
+    });
     Dispatch {
         groups: [blocks as u32, tiling.slices as u32, 1],
         push: push(&weights, &targets, input, meeting, None),
+        left,
         writes: [targets, meets(meeting, tiling)].concat(),
         label: label("trellis", &weights, columns),
         ..dispatch(features, &weights, input, columns, (tiling, 1, 0))
@@ -224,24 +231,15 @@ fn push(
     push.number(weights[0].groups()).number(unused.sum()).number(0x8300_0000)
 }
 
-/// Number of the constant that says for how many workgroups to wait, among the kernel's own, and of the epilogue.
-const ANNOUNCING: usize = 6;
-const EPILOGUE: usize = 4;
+/// Number of the constant that says whether parts are left, among the kernel's own.
+const LEAVES: usize = 6;
 
-/// Whether [`wait`] can be done with the product.
-pub(crate) fn can_wait(product: &Dispatch) -> bool {
-    product.kernel.shader.starts_with("trellis_matvec.")
-}
-
-/// Lets a product begin together with the dispatch before it, of `announcing` workgroups, by marks at an address.
-pub(crate) fn wait(product: &mut Dispatch, marks: u64, announcing: u32) {
-    // Where the third target stands in the arguments, and the scales of the inputs of the next product.
-    const THIRD_TARGET: usize = 40;
-    const NEXT_SCALES: usize = 80;
-    product.kernel.constants[ANNOUNCING] = announcing;
-    let unused = if product.kernel.constants[EPILOGUE] == 0 { NEXT_SCALES } else { THIRD_TARGET };
-    product.push.replace(unused, &marks.to_le_bytes());
-    product.joins = true;
+/// Lets a product leave its parts ([`Dispatch::left`]) in memory from `room` on, and write nothing else.
+pub(crate) fn leave(product: &mut Dispatch, room: u64) {
+    const PARTIALS: usize = 64;
+    product.kernel.constants[LEAVES] = 1;
+    product.push.replace(PARTIALS, &room.to_le_bytes());
+    product.writes = vec![room];
 }
 
 fn label(op: &str, weights: &[TrellisWeight], columns: usize) -> String {
@@ -260,18 +258,18 @@ mod tests {
         let Some(lab) = Lab::for_tests() else { return };
         let mut features = lab.features().clone();
         (features.kind, features.workgroup_max, features.shared_bytes) = (DeviceKind::Discrete, 1024, 48 << 10);
-        let tiling = |matrices, blocks, groups, columns| {
-            let tiling = Tiling::new(&features, matrices, blocks, groups, columns);
+        let tiling = |matrices, blocks, steps, columns| {
+            let tiling = Tiling::new(&features, matrices, blocks, steps, columns);
             (tiling.split, tiling.slices)
         };
         // Gemma 3 27B: queries, keys and values; output; gate and up; down.
         for columns in [1, 8] {
-            assert_eq!(tiling(1, 64, 84, columns), (7, 2));
-            assert_eq!(tiling(1, 42, 64, columns), (8, 3));
-            assert_eq!(tiling(2, 168, 84, columns), (2, 3));
-            assert_eq!(tiling(1, 42, 336, columns), (8, 3));
+            assert_eq!(tiling(1, 64, 42, columns), (7, 2));
+            assert_eq!(tiling(1, 42, 32, columns), (8, 3));
+            assert_eq!(tiling(2, 168, 42, columns), (2, 3));
+            assert_eq!(tiling(1, 42, 168, columns), (8, 3));
         }
         // The head: no slices.
-        assert_eq!(tiling(1, 2048, 84, 1).1, 1);
+        assert_eq!(tiling(1, 2048, 42, 1).1, 1);
     }
 }

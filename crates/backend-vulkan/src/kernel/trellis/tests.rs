@@ -2,6 +2,7 @@ use half::f16;
 use tensor::format::trellis::{Codebook, Linear, Rate, Scales, hadamard};
 use tensor::{LoadOptions, Precision, ProgramBuilder, Rows, TrellisFormat, WeightFormat};
 
+use super::product::product;
 use super::*;
 use crate::features::Features;
 use crate::kernel::attention::testing::Random;
@@ -293,5 +294,50 @@ fn gate_and_up_go_out_in_all_forms() {
                 assert!((apart - fused).abs() <= largest / steps, "{form:?}: {fused}, {apart}");
             }
         }
+    }
+}
+
+/// A norm that adds up what a product left gives what it gives behind a product that is whole.
+#[test]
+fn norms_add_up_what_products_leave() {
+    let Some(mut lab) = Lab::for_tests() else { return };
+    let features = lab.features().clone();
+    let (width, columns) = (300, 640);
+    let made = make(&mut lab, format(5, Codebook::Mul1), width, columns, 5);
+    for tokens in [1, 3] {
+        let input = Random(9).normal(tokens * columns, 1.0);
+        let view = upload_rows(&mut lab, tokens, columns, &input);
+        let scratch = scratch(&mut lab, &[made.weight], tokens);
+        let rotated = Rotated { form: RotatedForm::Floats, values: scratch.rotated, sums: scratch.sums };
+        let ones = upload_rows(&mut lab, 1, width, &Random(3).normal(width, 1.0));
+        let scale = crate::kernel::norm::Scale { weight: ones.address, epsilon: 1e-6 };
+        let before = Random(4).normal(tokens * width, 1.0);
+        let found = [false, true].map(|leaves| {
+            let residual = upload_rows(&mut lab, tokens, width, &before);
+            let update = lab.upload(&vec![0xff; 4 * tokens * pitch(width)]).unwrap();
+            let update = View { address: update.address, width };
+            let output = lab.upload(&vec![0xff; 4 * tokens * pitch(width)]).unwrap();
+            let floats = Some(View { address: output.address, width });
+            let result = crate::kernel::norm::Output { scale, floats, quantized: None, rotated: None };
+            let tiling = Tiling { split: 1, slices: 2 };
+            let mut dispatches = vec![
+                rotate(&features, view, &made.weight, rotated, tokens),
+                product(&features, &[(made.weight, update)], rotated, tokens, tiling, scratch.meeting),
+                crate::kernel::norm::norm(&features, Some((update, scale)), residual, Some(result), tokens),
+            ];
+            if leaves {
+                crate::leave::insert(scratch.left, &mut dispatches);
+                assert_eq!(dispatches[1].writes, [scratch.left]);
+                assert_eq!(dispatches[2].reads, [scratch.left, residual.address]);
+            }
+            lab.run(&dispatches).unwrap();
+            let bytes = lab.download(output, 4 * tokens * pitch(width)).unwrap();
+            let rows = bytemuck::cast_slice::<u8, f32>(&bytes).chunks(pitch(width));
+            rows.flat_map(|row| row[..width].to_vec()).collect::<Vec<f32>>()
+        });
+        for (whole, left) in found[0].iter().zip(&found[1]) {
+            assert!((whole - left).abs() <= 1e-5 * (1.0 + whole.abs()), "{left} for {whole}");
+        }
+        assert!(found[0].iter().any(|value| value.abs() > 1.0));
     }
 }
