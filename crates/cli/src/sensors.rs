@@ -7,6 +7,7 @@ mod nvml;
 mod sysfs;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -17,6 +18,8 @@ use backend_vulkan::{DeviceInfo, DeviceKind};
 use meter::{Counter, Gauge};
 use nvml::Nvml;
 use sysfs::Chip;
+
+use crate::resident::thread_cpu_time;
 
 /// How often counters are read in the background: often enough for one that overflows, and to sum up power.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -46,6 +49,8 @@ pub(crate) struct Sensors {
     counters: Arc<Mutex<Vec<Counter>>>,
     thermometers: Vec<Thermometer>,
     missing: Vec<String>,
+    /// Microseconds of processor time of the thread that reads.
+    spent: Arc<AtomicU64>,
     /// Dropped to end the thread, which then is waited for.
     reader: Option<(Sender<()>, JoinHandle<()>)>,
 }
@@ -97,12 +102,19 @@ impl Sensors {
         counters.iter_mut().for_each(|counter| counter.sample(now));
         let has_counters = !counters.is_empty();
         let counters = Arc::new(Mutex::new(counters));
-        let reader = has_counters.then(|| read_on(Arc::clone(&counters)));
-        Sensors { counters, thermometers, missing, reader }
+        let spent = Arc::default();
+        let reader = has_counters.then(|| read_on(Arc::clone(&counters), Arc::clone(&spent)));
+        Sensors { counters, thermometers, missing, spent, reader }
     }
 
     fn counters(&self) -> MutexGuard<'_, Vec<Counter>> {
         self.counters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Processor time that reading in the background has taken, where the system tells. Waits for a reading to end.
+    pub(crate) fn spent(&self) -> Duration {
+        let _no_reading = self.counters();
+        Duration::from_micros(self.spent.load(Ordering::Relaxed))
     }
 
     /// The counters of energy.
@@ -157,14 +169,15 @@ fn shortest(counter: &Counter) -> Duration {
     counter.renewal * RENEWALS_MIN
 }
 
-/// Reads counters until the other end of the channel is dropped.
-fn read_on(counters: Arc<Mutex<Vec<Counter>>>) -> (Sender<()>, JoinHandle<()>) {
+/// Reads counters until the other end of the channel is dropped, and says how much processor time that takes.
+fn read_on(counters: Arc<Mutex<Vec<Counter>>>, spent: Arc<AtomicU64>) -> (Sender<()>, JoinHandle<()>) {
     let (stop, stopped) = mpsc::channel();
     let read = move || {
         while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
             let mut counters = counters.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
             counters.iter_mut().for_each(|counter| counter.sample(now));
+            spent.store(thread_cpu_time().unwrap_or_default().as_micros() as u64, Ordering::Relaxed);
         }
     };
     (stop, std::thread::spawn(read))
@@ -227,8 +240,6 @@ impl Energy {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use super::meter::{Meter, Unit};
     use super::*;
 

@@ -171,7 +171,8 @@ impl<'a> Bench<'a> {
     fn decode(&mut self, case: Case, latency: &mut Latency) -> Result<Run> {
         self.begin(case)?;
         let before = self.sensors.read();
-        let (start, mut last, cpu) = (Instant::now(), Instant::now(), resident::cpu_time());
+        let cpu = self.cpu_time();
+        let (start, mut last) = (Instant::now(), Instant::now());
         let mut tokens = Vec::new();
         while tokens.len() < case.all_tokens() {
             let progress = self.step()?;
@@ -185,9 +186,16 @@ impl<'a> Bench<'a> {
         }
         let seconds = start.elapsed().as_secs_f64();
         // Before sensors are read, which takes the processor longer than the tokens did.
-        latency.cpu_share = resident::cpu_time().zip(cpu).map(|(now, then)| (now - then).as_secs_f64() / seconds);
+        let spent = self.cpu_time().zip(cpu).map(|(now, then)| now.saturating_sub(then));
+        latency.cpu_share = spent.map(|spent| spent.as_secs_f64() / seconds);
         let energy = self.sensors.since(&before);
         Ok(Run { seconds, tokens, energy })
+    }
+
+    /// Processor time so far, but for that of reading sensors.
+    fn cpu_time(&self) -> Option<Duration> {
+        let spent = self.sensors.spent();
+        Some(resident::cpu_time()?.saturating_sub(spent))
     }
 
     /// Fills the cache and hands in the prompt.
