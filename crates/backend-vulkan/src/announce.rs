@@ -140,17 +140,9 @@ mod tests {
 
     #[test]
     fn dispatches_that_begin_together_give_the_same_run_after_run() {
-        let Some(mut lab) = Lab::for_tests() else { return };
-        if !lab.features().integer_dot || !lab.features().begins_in_order {
-            #[expect(clippy::print_stderr, reason = "a test that can't run says so")]
-            {
-                eprintln!(
-                    "skipped: {} has no integer dot products, or begins workgroups in any order",
-                    lab.features().name
-                );
-            }
-            return;
-        }
+        let needs = "integer dot products, or no order in which workgroups begin";
+        let lab = Lab::for_tests_with(needs, |features| features.integer_dot && features.begins_in_order);
+        let Some(mut lab) = lab else { return };
         // The residual grows with every norm, so that both start from the same one.
         let (apart, together) = (Layer::new(&mut lab), Layer::new(&mut lab));
         let mut joined = together.dispatches.clone();

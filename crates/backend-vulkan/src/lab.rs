@@ -60,6 +60,18 @@ impl Lab {
         }
     }
 
+    /// As [`Lab::for_tests`], but also `None` and a word about it for a device that does not have what a test needs.
+    #[cfg(test)]
+    #[expect(clippy::print_stderr, reason = "a test that can't run says so")]
+    pub(crate) fn for_tests_with(what: &str, has: impl Fn(&Features) -> bool) -> Option<Lab> {
+        let lab = Lab::for_tests()?;
+        if has(lab.features()) {
+            return Some(lab);
+        }
+        eprintln!("skipped: {} has no {what}", lab.features().name);
+        None
+    }
+
     /// What the device can do.
     pub(crate) fn features(&self) -> &Features {
         self.context.features()

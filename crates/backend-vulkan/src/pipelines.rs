@@ -315,8 +315,10 @@ fn weights_per_iteration(kernel: &Kernel) -> Option<u32> {
     }
     let [rows, _, _, epilogue, ref rest @ ..] = kernel.constants[..] else { return None };
     // Those by matrix instructions share the weights of a row among lanes.
-    let dtype = ["matvec.", "matvec_floats."].iter().find_map(|prefix| kernel.shader.strip_prefix(prefix))?;
-    let dtype = dtype.split('.').next()?;
+    if !matches!(stem(&kernel.shader), "matvec" | "matvec_floats") {
+        return None;
+    }
+    let dtype = kernel.shader.split('.').nth(1)?;
     let dtype = DType::ALL.into_iter().find(|candidate| candidate.to_string() == dtype)?;
     let matrices = if epilogue == 0 { 1 } else { 2 };
     let unroll = rest.first().copied().unwrap_or(1);

@@ -98,8 +98,7 @@ impl Sensors {
     }
 
     fn of(Found { mut counters, thermometers, missing }: Found) -> Sensors {
-        let now = Instant::now();
-        counters.iter_mut().for_each(|counter| counter.sample(now));
+        sample(&mut counters);
         let has_counters = !counters.is_empty();
         let counters = Arc::new(Mutex::new(counters));
         let spent = Arc::default();
@@ -131,8 +130,7 @@ impl Sensors {
     /// Reads the counters.
     pub(crate) fn read(&self) -> Reading {
         let mut counters = self.counters();
-        let at = Instant::now();
-        counters.iter_mut().for_each(|counter| counter.sample(at));
+        let at = sample(&mut counters);
         Reading { at, joules: counters.iter().map(Counter::joules).collect() }
     }
 
@@ -165,6 +163,13 @@ impl Drop for Sensors {
     }
 }
 
+/// Reads counters. The time that they are read for.
+fn sample(counters: &mut [Counter]) -> Instant {
+    let now = Instant::now();
+    counters.iter_mut().for_each(|counter| counter.sample(now));
+    now
+}
+
 fn shortest(counter: &Counter) -> Duration {
     counter.renewal * RENEWALS_MIN
 }
@@ -175,8 +180,7 @@ fn read_on(counters: Arc<Mutex<Vec<Counter>>>, spent: Arc<AtomicU64>) -> (Sender
     let read = move || {
         while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
             let mut counters = counters.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            counters.iter_mut().for_each(|counter| counter.sample(now));
+            sample(&mut counters);
             spent.store(thread_cpu_time().unwrap_or_default().as_micros() as u64, Ordering::Relaxed);
         }
     };

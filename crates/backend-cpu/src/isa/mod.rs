@@ -59,26 +59,16 @@ impl Output {
     #[inline(always)]
     pub(crate) unsafe fn write(&self, row: usize, column: usize, values: &[f32]) {
         debug_assert!(row < self.rows && column < self.width);
-        let count = values.len().min(self.width - column);
+        let room = self.width - column;
         // SAFETY: inside the matrix as asserted; exclusive by this function's contract.
-        unsafe {
+        let copy = |count| unsafe {
             std::ptr::copy_nonoverlapping(values.as_ptr(), self.pointer.add(row * self.width + column), count);
-        }
-    }
-
-    /// As [`Output::write`] for vectors, which nearly always fit: no call to copy a length that only then is known.
-    ///
-    /// # Safety
-    /// As for [`Output::write`].
-    #[inline(always)]
-    pub(crate) unsafe fn write_vector<const N: usize>(&self, row: usize, column: usize, values: &[f32; N]) {
-        debug_assert!(row < self.rows && column < self.width);
-        if self.width - column >= N {
-            // SAFETY: inside the matrix as asserted and checked; exclusive by this function's contract.
-            unsafe { self.pointer.add(row * self.width + column).cast::<[f32; N]>().write_unaligned(*values) };
+        };
+        // Apart, because most callers know the length when they are compiled: that is no call then.
+        if values.len() <= room {
+            copy(values.len());
         } else {
-            // SAFETY: as required of the caller.
-            unsafe { self.write(row, column, values) };
+            copy(room);
         }
     }
 }

@@ -194,8 +194,8 @@ fn decode_tile(cache: &Cache, task: &Task, head_dim: usize, positions: Range<usi
 fn seen(op: &Attention<'_>, task: &Task, query: usize, keys: &Range<usize>) -> Range<usize> {
     let position = task.position + query / op.group();
     let oldest = op.window.map_or(0, |window| (position + 1).saturating_sub(window));
-    let (start, end) = (keys.start.max(oldest), keys.end.min(position + 1));
-    start - keys.start..end.max(start) - keys.start
+    let place = |position: usize| position.clamp(keys.start, keys.end) - keys.start;
+    place(oldest)..place(position + 1)
 }
 
 /// One query's scores for the positions of a tile that it sees, turned into `e^(score − maximum)`, and its sums scaled

@@ -155,7 +155,7 @@ fn multiply_rows(level: Level, matrix: &RowMatrix, input: &[f32], part: std::ops
                 for (token, sums) in sums.iter().enumerate() {
                     // SAFETY: the rows of the caller's range are this thread's alone; lanes past the last row are
                     // dropped.
-                    unsafe { output.write_vector(number * block + token, unit * FLOAT_ROWS, sums) };
+                    unsafe { output.write(number * block + token, unit * FLOAT_ROWS, sums) };
                 }
             }
         }

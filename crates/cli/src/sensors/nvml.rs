@@ -63,25 +63,30 @@ impl Nvml {
 
     /// Joules since the driver was loaded.
     fn joules(&self) -> Result<f64, String> {
-        let mut millijoules: c_ulonglong = 0;
-        type Read = unsafe extern "C" fn(Device, *mut c_ulonglong) -> c_int;
-        // SAFETY: the type is that of the function; the handle is valid, and it writes a number.
-        unsafe {
-            let name = "nvmlDeviceGetTotalEnergyConsumption";
-            call::<Read>(&self.library, name, |read| read(self.device, &raw mut millijoules))
-        }?;
+        // SAFETY: the function takes a device and writes such a number.
+        let millijoules: c_ulonglong = unsafe { self.number("nvmlDeviceGetTotalEnergyConsumption") }?;
         Ok(millijoules as f64 / 1e3)
     }
 
     fn watts(&self) -> Result<f64, String> {
-        let mut milliwatts: c_uint = 0;
-        type Read = unsafe extern "C" fn(Device, *mut c_uint) -> c_int;
-        // SAFETY: the type is that of the function; the handle is valid, and it writes a number.
-        unsafe {
-            let name = "nvmlDeviceGetPowerUsage";
-            call::<Read>(&self.library, name, |read| read(self.device, &raw mut milliwatts))
-        }?;
+        // SAFETY: the function takes a device and writes such a number.
+        let milliwatts: c_uint = unsafe { self.number("nvmlDeviceGetPowerUsage") }?;
         Ok(f64::from(milliwatts) / 1e3)
+    }
+
+    /// What a function says of the device.
+    ///
+    /// # Safety
+    /// The function of that name takes a device and where to write a `T`.
+    unsafe fn number<T: Copy + Default>(&self, name: &str) -> Result<T, String> {
+        let mut number = T::default();
+        // SAFETY: the caller knows the function's type; the handle is valid, and there is room for a number.
+        unsafe {
+            call::<unsafe extern "C" fn(Device, *mut T) -> c_int>(&self.library, name, |read| {
+                read(self.device, &raw mut number)
+            })
+        }?;
+        Ok(number)
     }
 
     fn celsius(&self) -> Result<f64, String> {

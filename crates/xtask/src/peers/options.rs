@@ -29,6 +29,11 @@ pub(super) struct Options {
 }
 
 impl Options {
+    /// How many layers llama.cpp puts on its GPU, as it takes it: all or none.
+    pub(super) fn gpu_layers(&self) -> &'static str {
+        if self.device == "cpu" { "0" } else { "999" }
+    }
+
     fn new() -> Options {
         Options {
             model: None,

@@ -38,8 +38,7 @@ pub(super) fn measure(options: &Options, programs: &Programs, model: &Path, orig
     let ours = ours_of(&output(&programs.lapidary, &owned(&ours))?).context("what `lapidary evaluate` printed")?;
     let base = std::env::temp_dir().join(format!("lapidary-peers-{}.logits", std::process::id()));
     let base_file = base.to_str().context("a path is not UTF-8")?;
-    let layers = if options.device == "cpu" { "0" } else { "999" };
-    let common = ["-ngl", layers, "-t", &threads, "--kl-divergence-base", base_file];
+    let common = ["-ngl", options.gpu_layers(), "-t", &threads, "--kl-divergence-base", base_file];
     output(tool, &owned(&[&["-m", original_file, "-f", text_file][..], &common].concat()))?;
     let found = output(tool, &owned(&[&["-m", model_file, "--kl-divergence"][..], &common].concat()));
     // Hundreds of megabytes that nobody needs any more; that they may stay is no reason to fail.

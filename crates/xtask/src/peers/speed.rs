@@ -57,8 +57,7 @@ pub(super) fn measure(options: &Options, programs: &Programs, model: &Path) -> R
     let lists = [&options.prompt_tokens, &options.decode_tokens, &options.depth];
     let ours = ["bench", file, "--device", &options.device, "--threads", &threads, "--repeat", &repeat, "--json"];
     let ours = with_lists(&ours, ["--prompt-tokens", "--decode-tokens", "--depth"], lists);
-    let layers = if options.device == "cpu" { "0" } else { "999" };
-    let theirs = ["-m", file, "-ngl", layers, "-t", &threads, "-r", &repeat, "-o", "json"];
+    let theirs = ["-m", file, "-ngl", options.gpu_layers(), "-t", &threads, "-r", &repeat, "-o", "json"];
     let theirs = with_lists(&theirs, ["-p", "-n", "-d"], lists);
     let [mut lapidary, mut llama] = [Measured::default(), Measured::default()];
     for round in 1..=options.rounds {

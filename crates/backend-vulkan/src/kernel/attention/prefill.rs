@@ -167,14 +167,8 @@ mod tests {
 
     #[test]
     fn results_with_matrices_are_those_of_the_reference() {
-        let Some(mut lab) = Lab::for_tests() else { return };
-        if lab.features().matrix_f16.is_none() {
-            #[expect(clippy::print_stderr, reason = "a test that can't run says so")]
-            {
-                eprintln!("skipped: the device has no matrix instructions");
-            }
-            return;
-        }
+        let lab = Lab::for_tests_with("matrix instructions", |features| features.matrix_f16.is_some());
+        let Some(mut lab) = lab else { return };
         let mut checked = 0;
         for (seed, case) in CASES.iter().enumerate() {
             for (segments, dtype) in SEGMENTS.iter().flat_map(|batch| [(batch, DType::F16), (batch, DType::Q8_0)]) {

@@ -97,15 +97,7 @@ fn tolerance(dtype: DType) -> f64 {
 
 /// A device whose lanes hold the elements of matrices as the kernel expects them.
 fn lab() -> Option<Lab> {
-    let lab = Lab::for_tests()?;
-    if !lab.features().matrix_layout {
-        #[expect(clippy::print_stderr, reason = "a test that can't run says so")]
-        {
-            eprintln!("skipped: {} has no matrix instructions with that layout", lab.features().name);
-        }
-        return None;
-    }
-    Some(lab)
+    Lab::for_tests_with("matrix instructions with that layout", |features| features.matrix_layout)
 }
 
 /// Widths with and without steps that not all lanes have units for, and less than a step.

@@ -44,18 +44,6 @@ enum Part {
     Down,
 }
 
-impl Part {
-    /// Matrices, blocks of outputs and blocks of inputs.
-    fn size(self) -> (usize, usize, usize) {
-        match self {
-            Part::QueryKeyValue => (1, 64, 42),
-            Part::Out => (1, 42, 32),
-            Part::GateUp => (2, 168, 42),
-            Part::Down => (1, 42, 168),
-        }
-    }
-}
-
 impl Layers {
     fn new(lab: &mut Lab) -> Result<Layers, BackendError> {
         let format =
@@ -84,7 +72,12 @@ impl Layers {
     }
 
     fn tiling(features: &Features, part: Part, columns: usize) -> Tiling {
-        let (matrices, blocks, steps) = part.size();
+        let (matrices, blocks, steps) = match part {
+            Part::QueryKeyValue => (1, 64, 42),
+            Part::Out => (1, 42, 32),
+            Part::GateUp => (2, 168, 42),
+            Part::Down => (1, 42, 168),
+        };
         Tiling::new(features, matrices, blocks, steps, columns)
     }
 
