@@ -76,6 +76,7 @@ impl Backend for CpuBackend {
             cache_dtypes: vec![DType::F32, DType::F16, DType::Q8_0],
             memory_bytes: available_memory(),
             decodes: false,
+            grams: false,
         }
     }
 

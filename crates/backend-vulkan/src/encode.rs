@@ -89,9 +89,9 @@ impl TrellisEncoder {
         &self.context.info
     }
 
-    /// How many tiles at a time, at least, keep the device busy.
+    /// How many tiles at a time, at least, keep the device busy: it holds about half of the workgroups at once.
     pub fn tiles(&self) -> usize {
-        self.groups
+        self.groups.div_ceil(2)
     }
 
     /// Whether it finds tiles of a rate: those whose costs fit into the device's shared memory, so never 1 or 1.5 bits,

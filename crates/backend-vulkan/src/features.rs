@@ -44,6 +44,8 @@ pub struct Features {
     pub subgroup_range: (u32, u32),
     /// Products of four 8-bit numbers in one instruction (`VK_KHR_shader_integer_dot_product`).
     pub integer_dot: bool,
+    /// Numbers of 64 bits with a fraction (`shaderFloat64`).
+    pub float64: bool,
     /// Products of f16 matrices summed in f32.
     pub matrix_f16: Option<MatrixShape>,
     /// Products of 8-bit matrices summed in 32-bit integers.
@@ -145,7 +147,10 @@ impl Required<'_> {
 pub(crate) fn enabled<'a>(features: &Features) -> Required<'a> {
     let control = features.subgroup_range.0 < features.subgroup_range.1 || features.subgroup_range.0 > 0;
     Required {
-        core: vk::PhysicalDeviceFeatures::default().shader_int16(true).shader_int64(true),
+        core: vk::PhysicalDeviceFeatures::default()
+            .shader_int16(true)
+            .shader_int64(true)
+            .shader_float64(features.float64),
         v11: vk::PhysicalDeviceVulkan11Features::default().storage_buffer16_bit_access(true),
         v12: vk::PhysicalDeviceVulkan12Features::default()
             .storage_buffer8_bit_access(true)
@@ -205,6 +210,7 @@ pub(crate) fn find(
         subgroup: 0,
         subgroup_range: (0, 0),
         integer_dot: false,
+        float64: false,
         matrix_f16: None,
         matrix_i8: None,
         matrix_16x8: false,
@@ -233,6 +239,7 @@ pub(crate) fn find(
         false => (v11.subgroup_size, v11.subgroup_size),
     };
     features.integer_dot = required.integer_dot();
+    features.float64 = required.core.shader_float64 == vk::TRUE;
     let extensions = extensions(instance, device);
     let has = |name: &CStr| extensions.iter().any(|extension| extension.as_str() == name.to_str().unwrap_or_default());
     features.pipeline_statistics = has(ash::khr::pipeline_executable_properties::NAME);

@@ -5,11 +5,13 @@ mod bandwidth;
 mod commands;
 mod context;
 mod decode;
+mod decompose;
 mod dispatch;
 mod encode;
 mod faults;
 mod features;
 mod footprint;
+mod gram;
 mod kernel;
 mod lab;
 mod layout;
@@ -26,9 +28,11 @@ mod record;
 mod scene;
 mod touch;
 mod trace;
+mod transfer;
 mod upload;
 
 pub use context::DeviceInfo;
+pub use decompose::{Decomposed, HessianSums, NotPositive};
 pub use encode::TrellisEncoder;
 #[cfg(any(test, debug_assertions))]
 #[doc(hidden)]
@@ -110,6 +114,23 @@ impl VulkanBackend {
         TrellisEncoder::new(&self.context, &self.pipelines, workgroup)
     }
 
+    /// Whether [`VulkanBackend::decompose`] can be called: the device has double precision.
+    pub fn decomposes(&self) -> bool {
+        decompose::supports(self.context.features())
+    }
+
+    /// Decomposes a Hessian, in double precision. Takes `12 · inputs²` bytes of the device's memory.
+    ///
+    /// # Errors
+    /// No memory for it, or a device that fails; and inside, that the Hessian is not positive definite.
+    ///
+    /// # Panics
+    /// If sizes don't fit to each other or are no multiples of 128, or the device can't.
+    pub fn decompose(&self, hessian: &HessianSums<'_>) -> Result<Result<Decomposed, NotPositive>, BackendError> {
+        assert!(self.decomposes(), "{} can't decompose Hessians", self.context.features().name);
+        decompose::decompose(&self.context, &self.pipelines, hessian)
+    }
+
     /// The device.
     pub fn device(&self) -> &DeviceInfo {
         &self.context.info
@@ -135,6 +156,7 @@ impl Backend for VulkanBackend {
             cache_dtypes: loaded::CACHE_DTYPES.to_vec(),
             memory_bytes: memory::available(&self.context),
             decodes: true,
+            grams: gram::supports(&self.context),
         }
     }
 

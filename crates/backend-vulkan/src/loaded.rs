@@ -17,6 +17,7 @@ use crate::context::Context;
 use crate::decode::{Decoder, Target};
 use crate::dispatch::Dispatch;
 use crate::footprint::{BatchMemory, Footprint};
+use crate::gram::Grams;
 use crate::kernel::attention::{Decode, tiles};
 use crate::kernel::cache_write::CacheShape;
 use crate::kernel::rope::{RopeAddresses, RopeTables};
@@ -28,6 +29,7 @@ use crate::plan::Rope;
 use crate::record::{Counts, attention_shape};
 use crate::scene::{Scene, plans};
 use crate::trace::Trace;
+use crate::transfer::copy_bytes;
 use crate::upload::{Ring, chunks, trellis_chunks, upload, write};
 
 /// Bytes that are copied to the processor at once.
@@ -58,6 +60,7 @@ pub(crate) struct VulkanLoaded {
     recordings: HashMap<Counts, Recording>,
     decoder: Decoder,
     trace: Option<Trace>,
+    grams: Grams,
     pass: u64,
     pipelines: Arc<Pipelines>,
     scene: Scene,
@@ -106,6 +109,7 @@ impl VulkanLoaded {
             recordings: HashMap::new(),
             decoder,
             trace: None,
+            grams: Grams::default(),
             pass: 0,
             pipelines: pipelines.clone(),
             scene: Scene {
@@ -306,11 +310,27 @@ impl Loaded for VulkanLoaded {
             })?;
             // SAFETY: the copy is done.
             let found = unsafe { self.download.bytes_mut() }.expect("results are mapped");
+            if view.pitch() == view.width {
+                copy_bytes(&found[..bytes as usize], bytemuck::cast_slice_mut(rows));
+                continue;
+            }
             for (from, into) in found.chunks(row as usize).zip(rows.chunks_mut(view.width)) {
                 into.copy_from_slice(bytemuck::cast_slice(&from[..4 * view.width]));
             }
         }
         Ok(())
+    }
+
+    fn add_gram(&mut self, buffer: BufferId, rows: usize) -> Result<(), BackendError> {
+        self.decoder.stop(&self.commands)?;
+        let (context, view) = (&self.scene.context, self.scene.buffers.view(buffer));
+        self.grams.add(context, (&self.pipelines, &mut self.commands), buffer, (view, rows))
+    }
+
+    fn take_gram(&mut self, buffer: BufferId) -> Result<Vec<f32>, BackendError> {
+        self.decoder.stop(&self.commands)?;
+        let taken = self.grams.take(&self.scene.context, &mut self.commands, buffer)?;
+        Ok(taken.expect("a buffer whose rows were added"))
     }
 
     fn memory(&self) -> MemoryUse {

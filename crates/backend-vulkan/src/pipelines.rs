@@ -16,10 +16,11 @@ use crate::context::Context;
 use crate::dispatch::Dispatch;
 use crate::kernel::View;
 use crate::kernel::attention::Scratch;
+use crate::kernel::rank_update::{self, Number};
 use crate::kernel::rope::RopeAddresses;
 use crate::kernel::sample::{Rows, SamplePlan, Sampler};
 use crate::kernel::trellis::TrellisScratch;
-use crate::kernel::trellis_encode;
+use crate::kernel::{decompose, trellis_encode};
 use crate::layout::{repack, unit_len};
 use crate::loaded::CACHE_DTYPES;
 use crate::memory::{Arena, Place};
@@ -137,6 +138,11 @@ pub(crate) fn kernels(context: &Arc<Context>, shapes: &[Shape], formats: &[Weigh
     }
     kernels.push(repack(context.features(), 0, 0, DType::Q4_0, 1, 256).kernel);
     kernels.extend(trellis_encode::kernels(context.features()));
+    kernels.push(rank_update::kernel_of(context.features(), Number::F32));
+    if context.features().float64 {
+        kernels.push(rank_update::kernel_of(context.features(), Number::F64));
+        kernels.extend(decompose::kernels(context.features()));
+    }
     kernels.sort_by(|a, b| key(a).cmp(&key(b)));
     kernels.dedup();
     kernels
@@ -272,6 +278,7 @@ fn constants(shader: &str) -> &'static [&'static str] {
         "quantize" => &["ORDER"],
         "trellis_encode" => &["ODD", "EVEN", "PERIOD", "DOUBLINGS", "SPARE"],
         "cache_write" => &["CACHE_WIDTH"],
+        "hessian_rotate" => &["COLUMNS"],
         "rope" => &["HALF"],
         _ => &[],
     }
@@ -300,7 +307,12 @@ fn declared_lanes(kernel: &Kernel) -> u32 {
         "attention_decode" => 4 * 32,
         // Bound by arithmetic, and most of their registers are sums: two subgroups hide the latency of the ALU, and
         // while one workgroup waits for its tile another one computes.
-        "matmul" | "matmul_matrix" | "attention_prefill" | "attention_prefill_matrix" => 2 * 32,
+        "matmul"
+        | "matmul_matrix"
+        | "rank_update"
+        | "cholesky_rows"
+        | "attention_prefill"
+        | "attention_prefill_matrix" => 2 * 32,
         // Bound by arithmetic too, with many costs in registers.
         "trellis_encode" => 4 * 32,
         // Little work, in one or a few workgroups: more than these would not run at once.

@@ -7,9 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Error, Result, anyhow};
 use backend_cpu::CpuBackend;
-use backend_vulkan::{DeviceInfo, DeviceKind, TrellisEncoder, VulkanBackend};
+use backend_vulkan::{Decomposed, DeviceInfo, DeviceKind, HessianSums, TrellisEncoder, VulkanBackend};
 use engine::{Engine, EngineError, EngineOptions};
-use quantize::{TileDevice, TileQueue};
+use quantize::{Decomposition, HessianDevice, ScaledSums, TileDevice, TileQueue};
 use tensor::format::trellis::{Codebook, LEN, Rate};
 use tensor::{Backend, BackendError};
 
@@ -37,6 +37,11 @@ pub(crate) trait Device: Backend {
     /// No memory for it, or a device that failed.
     fn tiles(&self) -> Result<Option<TileQueue>, BackendError> {
         Ok(None)
+    }
+
+    /// What decomposes Hessians there faster than the processor does, if anything.
+    fn hessians(&self) -> Option<Box<dyn HessianDevice + '_>> {
+        None
     }
 }
 
@@ -67,6 +72,26 @@ impl Device for VulkanBackend {
             }
             // The processor itself has better instructions for it.
             DeviceKind::Software => Ok(None),
+        }
+    }
+
+    fn hessians(&self) -> Option<Box<dyn HessianDevice + '_>> {
+        let faster = self.decomposes() && self.device().features.kind != DeviceKind::Software;
+        faster.then(|| Box::new(GpuHessians(self)) as Box<dyn HessianDevice>)
+    }
+}
+
+/// A GPU that decomposes Hessians.
+struct GpuHessians<'a>(&'a VulkanBackend);
+
+impl HessianDevice for GpuHessians<'_> {
+    fn decompose(&self, hessian: &ScaledSums<'_>) -> Result<Decomposition, String> {
+        let ScaledSums { sums, count, suh, damping } = *hessian;
+        match self.0.decompose(&HessianSums { sums, count: count as usize, scales: suh, damping }) {
+            Ok(Ok(Decomposed { upper, roots })) => Ok(Decomposition::Done { upper, roots }),
+            Ok(Err(failure)) => Ok(Decomposition::NotPositiveDefinite { input: failure.row, value: failure.pivot }),
+            Err(BackendError::OutOfMemory { .. }) => Ok(Decomposition::NoRoom),
+            Err(error) => Err(error.to_string()),
         }
     }
 }

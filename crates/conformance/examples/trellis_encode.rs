@@ -212,7 +212,7 @@ fn layer(inputs: usize, outputs: usize) -> Result<(), Box<dyn Error>> {
     start.print("the Hessian of 1,024 tokens");
     let values: Vec<f32> = (0..inputs * outputs).map(|_| random.normal()).collect();
     let weight = Weight::new(&values, outputs, inputs)?;
-    let suh: Vec<f16> = input_scales(&[weight], 0)?;
+    let suh: Vec<f16> = input_scales(&[weight], 0, 1)?;
     let start = Times::now();
     let factor = Factor::new(&hessian, &suh, 0.025, threads)?;
     start.print("its decomposition");

@@ -13,6 +13,7 @@ fn features(subgroup: u32) -> Features {
         subgroup,
         subgroup_range: (32, 64),
         integer_dot: true,
+        float64: true,
         matrix_f16: Some(MatrixShape { m: 16, n: 16, k: 16 }),
         matrix_i8: None,
         matrix_16x8: false,

@@ -127,7 +127,7 @@ fn a_layer_is_the_same_with_the_device_and_without() {
     let weight = Weight::new(&values, outputs, inputs).expect("multiples of 128");
     let mut hessian = Hessian::new(inputs).expect("a multiple of 128");
     hessian.add(&numbers(inputs * 300), 1).expect("finite numbers");
-    let suh: Vec<f16> = input_scales(&[weight], 1).expect("scales");
+    let suh: Vec<f16> = input_scales(&[weight], 1, 1).expect("scales");
     let factor = Factor::new(&hessian, &suh, 0.025, 1).expect("a positive definite matrix");
     let settings = Settings { threads: 2, scale: Some(1.1), ..Settings::default() };
     let encoder = Encoder::new(Codebook::Mul1, rate);

@@ -24,7 +24,7 @@ fn main() {
     hessian.add(&activations, threads).expect("finite activations");
     let products = activations.len() as f64 * inputs as f64 / 2.0;
     println!("Hessian: {:.1} billion products a second", products / start.elapsed().as_secs_f64() / 1e9);
-    let suh = input_scales(&[weight], 1).expect("scales");
+    let suh = input_scales(&[weight], 1, 1).expect("scales");
     let start = Instant::now();
     let factor = Factor::new(&hessian, &suh, 0.025, threads).expect("a positive definite Hessian");
     println!("decomposition: {:.3} s\n", start.elapsed().as_secs_f64());

@@ -1,9 +1,10 @@
-//! The search for tiles on a device that wants many at a time.
+//! What a device does for the processor: it searches for tiles, many at a time, and decomposes Hessians.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use half::f16;
 use tensor::format::trellis::{Codebook, LEN, Rate};
 
 use crate::error::QuantizeError;
@@ -13,7 +14,7 @@ pub trait TileDevice: Send + Sync {
     /// Whether it does so at a rate. Those of other rates are left to the processor.
     fn supports(&self, rate: Rate) -> bool;
 
-    /// How many tiles at a time keep it busy.
+    /// How many tiles at a time keep it busy: more are not searched for at once, so that nobody waits long.
     fn tiles(&self) -> usize;
 
     /// The states of the tiles nearest to weights in the fixed point of the
@@ -25,10 +26,53 @@ pub trait TileDevice: Send + Sync {
     fn search(&self, codebook: Codebook, rate: Rate, targets: &[[i16; LEN]]) -> Result<Vec<[u16; LEN]>, String>;
 }
 
+/// Decomposes Hessians in double precision, as [`Factor`](crate::Factor) says.
+pub trait HessianDevice: Send + Sync {
+    /// Decomposes one.
+    ///
+    /// # Errors
+    /// A device that fails, in words.
+    fn decompose(&self, hessian: &ScaledSums<'_>) -> Result<Decomposition, String>;
+}
+
+/// A Hessian before it is damped, scaled and rotated.
+#[derive(Clone, Copy, Debug)]
+pub struct ScaledSums<'a> {
+    /// As [`Hessian::sums`](crate::Hessian::sums), `[inputs, inputs]`.
+    pub sums: &'a [f32],
+    /// How many activations were summed up.
+    pub count: u64,
+    /// Signs and scales of the inputs.
+    pub suh: &'a [f16],
+    /// What is added to the diagonal after the division by `count`.
+    pub damping: f32,
+}
+
+/// What became of a Hessian.
+#[derive(Clone, Debug)]
+pub enum Decomposition {
+    /// `Uᵀ D U`.
+    Done {
+        /// `U`, `[inputs, inputs]`.
+        upper: Vec<f32>,
+        /// Triangles `R`, `[inputs / 16, 16, 16]`, with `D = Rᵀ R`.
+        roots: Vec<f32>,
+    },
+    /// Damping did not make it positive definite.
+    NotPositiveDefinite {
+        /// The first input whose pivot is not positive.
+        input: usize,
+        /// The pivot.
+        value: f64,
+    },
+    /// The device has no memory for one of this size.
+    NoRoom,
+}
+
 /// A device that threads share: what they want at the same time, it gets together.
 ///
-/// No thread waits while another one could be served: whoever comes when the device is idle takes along all that wait
-/// with the same rate, and gives them their tiles.
+/// No thread waits while another one could be served: whoever comes when the device is idle takes along those that wait
+/// with the same rate, as many as keep it busy, and gives them their tiles.
 #[derive(Clone)]
 pub struct TileQueue(Arc<Inner>);
 
@@ -96,8 +140,14 @@ impl TileQueue {
             }
             // The request that waits longest: this one may have to wait once more.
             let (codebook, rate) = (state.waiting[0].codebook, state.waiting[0].rate);
-            let alike = |request: &mut Request| request.codebook == codebook && request.rate == rate;
-            let batch: Vec<Request> = state.waiting.extract_if(.., alike).collect();
+            let mut count = 0;
+            let fits = |request: &mut Request| {
+                let alike = request.codebook == codebook && request.rate == rate;
+                let fits = alike && (count == 0 || count + request.targets.len() <= self.tiles());
+                count += if fits { request.targets.len() } else { 0 };
+                fits
+            };
+            let batch: Vec<Request> = state.waiting.extract_if(.., fits).collect();
             state.busy = true;
             drop(state);
             let found = serve(&*self.0.device, codebook, rate, &batch);

@@ -96,10 +96,15 @@ pub(crate) fn check_length(what: &'static str, found: usize, expected: usize) ->
     if found == expected { Ok(()) } else { Err(QuantizeError::Length { what, found, expected }) }
 }
 
+/// Numbers that [`check_finite`] looks at together.
+const FINITE_CHUNK: usize = 4096;
+
 /// Whether all numbers are finite.
 pub(crate) fn check_finite(what: &'static str, values: &[f32], columns: usize) -> Result<(), QuantizeError> {
-    match values.iter().position(|value| !value.is_finite()) {
-        Some(at) => Err(QuantizeError::NotFinite { what, row: at / columns, column: at % columns, value: values[at] }),
-        None => Ok(()),
-    }
+    // Without a branch for each number.
+    let all_finite = |part: &[f32]| part.iter().fold(true, |all, value| all & value.is_finite());
+    let Some(part) = values.chunks(FINITE_CHUNK).position(|part| !all_finite(part)) else { return Ok(()) };
+    let first = part * FINITE_CHUNK;
+    let at = first + values[first..].iter().position(|value| !value.is_finite()).expect("one is not finite");
+    Err(QuantizeError::NotFinite { what, row: at / columns, column: at % columns, value: values[at] })
 }

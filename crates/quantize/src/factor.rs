@@ -4,7 +4,8 @@ use half::f16;
 use tensor::format::trellis::SIDE;
 use tensor::format::trellis::hadamard::{self, BLOCK};
 
-use crate::error::{QuantizeError, check_length};
+use crate::device::{Decomposition, HessianDevice, ScaledSums};
+use crate::error::{QuantizeError, check_finite, check_length};
 use crate::hessian::Hessian;
 use crate::parallel;
 use crate::product;
@@ -55,6 +56,36 @@ impl Factor {
             root
         });
         Ok(Factor { suh: suh.to_vec(), upper, roots: roots.concat() })
+    }
+
+    /// As [`Factor::new`], by a device if it has room; the result is the same but for roundings.
+    ///
+    /// # Errors
+    /// As [`Factor::new`], and a device that fails.
+    pub fn new_on(
+        device: Option<&dyn HessianDevice>,
+        hessian: &Hessian,
+        suh: &[f16],
+        damping: f32,
+        threads: usize,
+    ) -> Result<Factor, QuantizeError> {
+        let Some(device) = device else { return Factor::new(hessian, suh, damping, threads) };
+        let inputs = hessian.inputs();
+        check_length("input scales", suh.len(), inputs)?;
+        let added = hessian.added_by(damping)? as f32;
+        let scaled = ScaledSums { sums: hessian.sums(), count: hessian.count(), suh, damping: added };
+        match device.decompose(&scaled).map_err(QuantizeError::Device)? {
+            Decomposition::Done { upper, roots } => {
+                check_length("a decomposition", upper.len(), inputs * inputs)?;
+                check_length("a decomposition's triangles", roots.len(), SIDE * inputs)?;
+                check_finite("the decomposition", &upper, inputs)?;
+                Ok(Factor { suh: suh.to_vec(), upper, roots })
+            }
+            Decomposition::NotPositiveDefinite { input, value } => {
+                Err(QuantizeError::NotPositiveDefinite { input, value, damping })
+            }
+            Decomposition::NoRoom => Factor::new(hessian, suh, damping, threads),
+        }
     }
 
     /// Length of an input.

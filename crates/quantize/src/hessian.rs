@@ -126,17 +126,24 @@ impl Hessian {
     /// If no activation was other than 0.
     pub fn damped(&self, damping: f32) -> Result<Vec<f64>, QuantizeError> {
         let (inputs, count) = (self.inputs, self.count as f64);
-        let trace: f64 = (0..inputs).map(|input| f64::from(self.sums[input * inputs + input])).sum();
-        if self.count == 0 || trace == 0.0 {
-            return Err(QuantizeError::NoActivations(self.count));
-        }
+        let added = self.added_by(damping)?;
         let mut damped: Vec<f64> = self.sums.iter().map(|&sum| f64::from(sum) / count).collect();
         for row in 0..inputs {
-            damped[row * inputs + row] += f64::from(damping) * trace / count / inputs as f64;
+            damped[row * inputs + row] += added;
             for column in 0..row {
                 damped[row * inputs + column] = damped[column * inputs + row];
             }
         }
         Ok(damped)
+    }
+
+    /// What damping adds to the diagonal of `H / count`.
+    pub(crate) fn added_by(&self, damping: f32) -> Result<f64, QuantizeError> {
+        let inputs = self.inputs;
+        let trace: f64 = (0..inputs).map(|input| f64::from(self.sums[input * inputs + input])).sum();
+        if self.count == 0 || trace == 0.0 {
+            return Err(QuantizeError::NoActivations(self.count));
+        }
+        Ok(f64::from(damping) * trace / self.count as f64 / inputs as f64)
     }
 }

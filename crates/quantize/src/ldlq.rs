@@ -6,11 +6,12 @@
 
 use half::f16;
 use tensor::format::trellis::hadamard::{self, BLOCK};
-use tensor::format::trellis::{LEN, Linear, SIDE, tile};
+use tensor::format::trellis::{LEN, Linear, Rate, SIDE, tile};
 
 use crate::encoder::{Encoder, Scratch};
 use crate::error::{QuantizeError, check_length};
 use crate::factor::Factor;
+use crate::noise::{distortion, normal};
 use crate::parallel;
 use crate::product::{Product, Side};
 use crate::rotation::{Weight, map_blocks, output_scales, rotate_back, rotated_block, squares};
@@ -22,8 +23,11 @@ const EXTREME_TILES: usize = 16;
 /// A scale search looks at no more than one of so many tiles, so that a small weight takes no longer than to round it.
 const SAMPLE_SHARE: usize = 8;
 
-/// Outputs that are rounded for trial, to see by how much the feedback widens the weights.
+/// Outputs that get random errors for trial, to see by how much the feedback widens the weights.
 const TRIAL_OUTPUTS: usize = 32;
+
+/// Of these errors.
+const TRIAL_SEED: u64 = 1;
 
 /// How a weight is quantized.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -179,12 +183,17 @@ impl<'a> Job<'a> {
         let rotated = rotated_block(&self.weight, self.factor.suh(), self.linear.svh(), block);
         let mut tiles = vec![0; self.factor.inputs() / SIDE * (BLOCK / SIDE) * self.encoder.rate().tile_bytes()];
         let mut error = 0.0;
-        let mut strip = Strip::new(&rotated, BLOCK, self.factor, self.encoder, self.feedback);
-        strip.encode(|band, noise, bytes| {
-            error += band_energy(self.factor.root(band), noise, svh);
-            tiles[band * bytes.len()..][..bytes.len()].copy_from_slice(bytes);
+        let strip = Strip { weights: &rotated, width: BLOCK, factor: self.factor, feedback: self.feedback };
+        let mut scratch = None;
+        let errors = strip.round(|band, targets| {
+            let (values, bytes) = encode_band(self.encoder, &mut scratch, BLOCK, targets)?;
+            if self.numbers {
+                let lacks: Vec<f32> = targets.iter().zip(&values).map(|(target, value)| target - value).collect();
+                error += band_energy(self.factor.root(band), &lacks, svh);
+            }
+            tiles[band * bytes.len()..][..bytes.len()].copy_from_slice(&bytes);
+            Ok(values)
         })?;
-        let errors = strip.errors;
         let numbers =
             if self.numbers { self.block_numbers(block, &rotated, errors, error) } else { Numbers::default() };
         Ok(Block { tiles, numbers })
@@ -223,7 +232,7 @@ impl<'a> Job<'a> {
 /// The deviation of the codebook over that of the weights with the least error.
 ///
 /// Some tiles are encoded at several scales; `svh` are the outputs' scales for a scale of 1. Feedback adds the errors
-/// of other inputs to the weights: by how much it widens them, a few outputs show that are rounded with it.
+/// of other inputs to the weights: by how much it widens them, a few outputs show that get errors for trial.
 fn search_scale(
     weight: &Weight<'_>,
     factor: &Factor,
@@ -243,103 +252,91 @@ fn search_scale(
     }
     let rotated = rotated_block(weight, factor.suh(), svh, blocks / 2);
     let trial: Vec<f32> = rotated.chunks_exact(BLOCK).flat_map(|row| &row[..TRIAL_OUTPUTS]).map(|w| w * best).collect();
-    Ok(widening(&trial, TRIAL_OUTPUTS, factor, encoder)? / best)
+    Ok(widening(&trial, TRIAL_OUTPUTS, factor, encoder.rate()) / best)
 }
 
-/// The deviation of what the encoder gets over that of the weights, where errors in a band count as they do in the
-/// layer's error.
-fn widening(weights: &[f32], width: usize, factor: &Factor, encoder: &Encoder) -> Result<f32, QuantizeError> {
+/// The deviation of what the encoder would get over that of the weights `[inputs, width]`, where errors in a band count
+/// as they do in the layer's error. Nothing is rounded: random numbers stand for what tiles lack, so that no band has
+/// to wait for a device.
+fn widening(weights: &[f32], width: usize, factor: &Factor, rate: Rate) -> f32 {
     let (mut with, mut without) = (0.0, 0.0);
-    let mut strip = Strip::new(weights, width, factor, encoder, true);
-    strip.encode_with_targets(|band, targets| {
+    let strip = Strip { weights, width, factor, feedback: true };
+    let noise = |band: usize, targets: &[f32]| -> Vec<f32> {
+        let deviation = (distortion(rate) * squares(targets) / targets.len() as f64).sqrt() as f32;
+        let first = (band * SIDE * width) as u64;
+        (first..).zip(targets).map(|(index, target)| target + deviation * normal(TRIAL_SEED, index)).collect()
+    };
+    let rounded = strip.round(|band, targets| {
         let importance = squares(factor.root(band));
         with += importance * squares(targets);
         without += importance * squares(&weights[band * SIDE * width..][..SIDE * width]);
-    })?;
-    Ok(if without > 0.0 { (with / without).sqrt() as f32 } else { 1.0 })
+        Ok(noise(band, targets))
+    });
+    rounded.expect("random numbers don't fail");
+    if without > 0.0 { (with / without).sqrt() as f32 } else { 1.0 }
 }
 
-/// Some outputs of a rotated weight while they are rounded.
+/// Some outputs of a rotated weight that are rounded together, `[inputs, width]`, where `width` is a multiple of 16.
+#[derive(Clone, Copy)]
 struct Strip<'a> {
     weights: &'a [f32],
     width: usize,
     factor: &'a Factor,
-    encoder: &'a Encoder,
     feedback: bool,
-    scratch: Option<Scratch>,
-    /// What the weights have more than their tiles, `[inputs, width]`, from the last band on as far as it has come.
-    errors: Vec<f32>,
 }
 
-impl<'a> Strip<'a> {
-    /// Of weights `[inputs, width]`, where `width` is a multiple of 16.
-    fn new(weights: &'a [f32], width: usize, factor: &'a Factor, encoder: &'a Encoder, feedback: bool) -> Strip<'a> {
-        let errors = vec![0.0; weights.len()];
-        Strip { weights, width, factor, encoder, feedback, scratch: None, errors }
-    }
-
-    /// Rounds everything, and gives for each band what the tiles lack of what was asked of them, `[16, width]`, and
-    /// their bytes.
-    fn encode(&mut self, mut done: impl FnMut(usize, &[f32], &[u8])) -> Result<(), QuantizeError> {
-        self.bands(|strip, band, targets| {
-            let bytes = strip.encode_band(band, targets)?;
-            done(band, targets, &bytes);
-            Ok(())
-        })
-    }
-
-    /// Rounds everything, and gives for each band what is asked of the tiles.
-    fn encode_with_targets(&mut self, mut done: impl FnMut(usize, &[f32])) -> Result<(), QuantizeError> {
-        self.bands(|strip, band, targets| {
-            done(band, targets);
-            strip.encode_band(band, targets).map(drop)
-        })
-    }
-
-    /// From the last band to the first: the weights, with the errors of those before fed back.
-    fn bands(
-        &mut self,
-        mut next: impl FnMut(&mut Self, usize, &mut [f32]) -> Result<(), QuantizeError>,
-    ) -> Result<(), QuantizeError> {
+impl Strip<'_> {
+    /// Rounds everything from the last band to the first, and gives what the weights have more than they became,
+    /// `[inputs, width]`. `round` gets a band's weights with the errors of those before fed back, `[16, width]`, and
+    /// gives what becomes of them.
+    fn round(
+        &self,
+        mut round: impl FnMut(usize, &[f32]) -> Result<Vec<f32>, QuantizeError>,
+    ) -> Result<Vec<f32>, QuantizeError> {
         let (inputs, width) = (self.factor.inputs(), self.width);
+        let mut errors = vec![0.0; self.weights.len()];
         for first in (0..inputs).step_by(BLOCK).rev() {
             let mut group = self.weights[first * width..][..BLOCK * width].to_vec();
-            self.feed_back(&mut group, first, first + BLOCK..inputs);
+            self.feed_back(&errors, &mut group, first, first + BLOCK..inputs);
             for row in (first..first + BLOCK).step_by(SIDE).rev() {
                 let targets = &mut group[(row - first) * width..][..SIDE * width];
-                self.feed_back(targets, row, row + SIDE..first + BLOCK);
-                next(self, row / SIDE, targets)?;
+                self.feed_back(&errors, targets, row, row + SIDE..first + BLOCK);
+                let rounded = round(row / SIDE, targets)?;
+                let at = row * width..(row + SIDE) * width;
+                let weights = self.weights[at.clone()].iter().zip(rounded);
+                errors[at].iter_mut().zip(weights).for_each(|(error, (weight, value))| *error = weight - value);
             }
         }
-        Ok(())
+        Ok(errors)
     }
 
     /// Adds to the rows from `first` the errors of the rows `from`, as far as `U` says.
-    fn feed_back(&self, rows: &mut [f32], first: usize, from: std::ops::Range<usize>) {
+    fn feed_back(&self, errors: &[f32], rows: &mut [f32], first: usize, from: std::ops::Range<usize>) {
         if self.feedback {
-            multiply_upper(self.factor, first, from, &self.errors, self.width, rows);
+            multiply_upper(self.factor, first, from, errors, self.width, rows);
         }
     }
+}
 
-    /// Encodes a band, leaves in `targets` what the tiles lack of them, and gives the tiles' bytes.
-    fn encode_band(&mut self, band: usize, targets: &mut [f32]) -> Result<Vec<u8>, QuantizeError> {
-        let (rate, table) = (self.encoder.rate(), self.encoder.codebook().table());
-        let mut bytes = vec![0; self.width / SIDE * rate.tile_bytes()];
-        let start = band * SIDE * self.width;
-        let rings: Vec<_> = (0..self.width / SIDE).map(|column| ring_at(targets, self.width, 0, column)).collect();
-        let found = self.encoder.encode_all(&mut self.scratch, &rings)?;
-        for (column, (bytes, states)) in bytes.chunks_exact_mut(rate.tile_bytes()).zip(found).enumerate() {
-            tile::pack(rate, &states, bytes);
-            for (&index, state) in tile::RING.iter().zip(states) {
-                let (row, output) = (usize::from(index) / SIDE, usize::from(index) % SIDE);
-                let at = row * self.width + column * SIDE + output;
-                let value = table[usize::from(state)];
-                self.errors[start + at] = self.weights[start + at] - value;
-                targets[at] -= value;
-            }
+/// Encodes a band of weights `[16, width]`: what they become, and the tiles' bytes.
+fn encode_band(
+    encoder: &Encoder,
+    scratch: &mut Option<Scratch>,
+    width: usize,
+    targets: &[f32],
+) -> Result<(Vec<f32>, Vec<u8>), QuantizeError> {
+    let (rate, table) = (encoder.rate(), encoder.codebook().table());
+    let (mut values, mut bytes) = (vec![0.0; targets.len()], vec![0; width / SIDE * rate.tile_bytes()]);
+    let rings: Vec<_> = (0..width / SIDE).map(|column| ring_at(targets, width, 0, column)).collect();
+    let found = encoder.encode_all(scratch, &rings)?;
+    for (column, (bytes, states)) in bytes.chunks_exact_mut(rate.tile_bytes()).zip(found).enumerate() {
+        tile::pack(rate, &states, bytes);
+        for (&index, state) in tile::RING.iter().zip(states) {
+            let (row, output) = (usize::from(index) / SIDE, usize::from(index) % SIDE);
+            values[row * width + column * SIDE + output] = table[usize::from(state)];
         }
-        Ok(bytes)
     }
+    Ok((values, bytes))
 }
 
 /// Adds `U[first.., from] · values[from]` to `rows`, `[…, width]`.
@@ -386,4 +383,46 @@ fn band_energy(root: &[f32; SIDE * SIDE], rows: &[f32], svh: &[f16]) -> f64 {
         squares(&sums)
     });
     energies.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use tensor::format::trellis::Codebook;
+
+    use super::*;
+    use crate::hessian::Hessian;
+
+    /// Activations with a part that all inputs share, so that feedback has something to do.
+    fn factor(inputs: usize, shared: f32) -> Factor {
+        let number = |row: usize, input: usize| normal(5, (row * inputs + input) as u64);
+        let row = |row| (0..inputs).map(move |input| number(row, input) + shared * number(row, input / 48));
+        let rows: Vec<f32> = (0..2 * inputs).flat_map(row).collect();
+        let mut hessian = Hessian::new(inputs).expect("a size");
+        hessian.add(&rows, 1).expect("finite activations");
+        Factor::new(&hessian, &vec![f16::ONE; inputs], 0.025, 1).expect("a positive definite Hessian")
+    }
+
+    #[test]
+    fn random_errors_widen_weights_as_rounding_does() {
+        let (inputs, width) = (384, 32);
+        for (half_bits, shared) in [(4, 0.5), (4, 3.0), (5, 1.5), (8, 3.0)] {
+            let rate = Rate::from_half_bits(half_bits).expect("a rate");
+            let encoder = Encoder::new(Codebook::Mul1, rate);
+            let (factor, deviation) = (factor(inputs, shared), encoder.codebook().deviation());
+            let weights: Vec<f32> =
+                (0..(inputs * width) as u64).map(|index| 0.9 * deviation * normal(6, index)).collect();
+            let (mut with, mut without, mut scratch) = (0.0, 0.0, None);
+            let strip = Strip { weights: &weights, width, factor: &factor, feedback: true };
+            let rounded = strip.round(|band, targets| {
+                let importance = squares(factor.root(band));
+                with += importance * squares(targets);
+                without += importance * squares(&weights[band * SIDE * width..][..SIDE * width]);
+                Ok(encode_band(&encoder, &mut scratch, width, targets)?.0)
+            });
+            rounded.expect("tiles");
+            let expected = (with / without).sqrt() as f32;
+            let found = widening(&weights, width, &factor, rate);
+            assert!((found / expected - 1.0).abs() < 0.02, "{rate} bits, {shared}: {found}, rounding has {expected}");
+        }
+    }
 }

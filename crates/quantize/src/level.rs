@@ -11,7 +11,7 @@ pub enum Level {
     Portable,
     /// ARM's NEON.
     Neon,
-    /// AVX2: Intel since 2013, AMD since 2015.
+    /// AVX2 with FMA: Intel since 2013, AMD since 2015.
     Avx2,
     /// AVX-512 (F and BW): Zen 4, Ice Lake and newer.
     Avx512,
@@ -33,10 +33,10 @@ impl Level {
         let mut levels = vec![Level::Portable];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") {
+            if crate::lanes::Avx2::detect().is_some() {
                 levels.push(Level::Avx2);
             }
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+            if crate::lanes::Avx512::detect().is_some() {
                 levels.push(Level::Avx512);
             }
         }
@@ -101,13 +101,13 @@ pub(crate) trait WithLanes {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma")]
 fn run_avx2<K: WithLanes>(kernel: K, lanes: crate::lanes::Avx2) -> K::Output {
     kernel.run(lanes)
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,avx512f,avx512bw")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw")]
 fn run_avx512<K: WithLanes>(kernel: K, lanes: crate::lanes::Avx512) -> K::Output {
     kernel.run(lanes)
 }

@@ -30,7 +30,7 @@ mod step;
 mod trace;
 mod walk;
 
-pub use device::{TileDevice, TileQueue};
+pub use device::{Decomposition, HessianDevice, ScaledSums, TileDevice, TileQueue};
 pub use encoder::{Encoder, Scratch};
 pub use error::QuantizeError;
 pub use factor::Factor;

@@ -82,7 +82,7 @@ fn block_noise(factor: &Factor, svh: &[f16], seed: u64, block: usize) -> Vec<f32
 }
 
 /// A number of about a unit normal distribution: the sum of four of a uniform one, the same on every processor.
-fn normal(seed: u64, index: u64) -> f32 {
+pub(crate) fn normal(seed: u64, index: u64) -> f32 {
     let bits = philox::bits(seed, index);
     let sum: u32 = (0..4).map(|part| (bits >> (16 * part)) as u32 & 0xffff).sum();
     (sum as f32 / 65_536.0 - 2.0 + 2.0 / 65_536.0) * 3f32.sqrt()

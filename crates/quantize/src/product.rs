@@ -1,14 +1,14 @@
 //! Products of matrices: `C += factor · Aᵀ B`, on one thread.
 //!
-//! Every element is summed in one order, with a rounding after each multiplication and addition and never fused, so
-//! that all processors find the same numbers, whatever the width of their vectors.
+//! Every element is summed in one order, and every multiplication is fused with its addition, so that all processors
+//! find the same numbers, whatever the width of their vectors.
 
 use std::ops::{AddAssign, Mul};
 
-use crate::lanes::Lanes;
+use crate::lanes::{self, Lanes};
 use crate::level::{Level, WithLanes};
 
-/// Rows of `C` that are made at once; all counts of rows are multiples.
+/// Rows of `C` that are made at once, or half of them; all counts of rows are multiples.
 const ROWS: usize = 4;
 
 /// Terms that are summed before the sum is added to `C`.
@@ -19,17 +19,30 @@ const COLUMNS: usize = 16;
 
 /// `f32` or `f64`.
 pub(crate) trait Number: Copy + Default + AddAssign + Mul<Output = Self> + Send + Sync {
+    /// As [`lanes::tile`].
+    fn tile<S: Lanes, const R: usize, const N: usize>(lanes: S, a: &[[Self; R]], b: &[[Self; N]]) -> [[Self; N]; R];
+
     /// Multiplies and adds with `level`'s instructions.
     fn add_product(level: Level, product: &Product<'_, Self>, c: &mut [Self], stride: usize);
 }
 
 impl Number for f32 {
+    #[inline(always)]
+    fn tile<S: Lanes, const R: usize, const N: usize>(lanes: S, a: &[[f32; R]], b: &[[f32; N]]) -> [[f32; N]; R] {
+        lanes::tile(lanes, a, b)
+    }
+
     fn add_product(level: Level, product: &Product<'_, f32>, c: &mut [f32], stride: usize) {
         level.run(Run::<'_, '_, f32, COLUMNS> { product, c, stride });
     }
 }
 
 impl Number for f64 {
+    #[inline(always)]
+    fn tile<S: Lanes, const R: usize, const N: usize>(lanes: S, a: &[[f64; R]], b: &[[f64; N]]) -> [[f64; N]; R] {
+        lanes::tile(lanes, a, b)
+    }
+
     fn add_product(level: Level, product: &Product<'_, f64>, c: &mut [f64], stride: usize) {
         level.run(Run::<'_, '_, f64, { COLUMNS / 2 }> { product, c, stride });
     }
@@ -72,17 +85,30 @@ impl<T: Number, const N: usize> WithLanes for Run<'_, '_, T, N> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Lanes>(self, _: S) {
+    fn run<S: Lanes>(self, lanes: S) {
+        // As many sums as hide the latency of an addition: where vectors are long, more rows.
+        if S::WIDTH == 32 && self.product.rows.is_multiple_of(2 * ROWS) {
+            self.add_rows::<S, { 2 * ROWS }>(lanes);
+        } else {
+            self.add_rows::<S, ROWS>(lanes);
+        }
+    }
+}
+
+impl<T: Number, const N: usize> Run<'_, '_, T, N> {
+    /// `R` rows at a time.
+    #[inline(always)]
+    fn add_rows<S: Lanes, const R: usize>(self, lanes: S) {
         let Product { a, b, rows, columns, depth, factor } = *self.product;
-        let mut packed_a: Vec<[T; ROWS]> = Vec::with_capacity(rows / ROWS * depth.min(DEPTH));
+        let mut packed_a: Vec<[T; R]> = Vec::with_capacity(rows / R * depth.min(DEPTH));
         let mut packed_b: Vec<[T; N]> = Vec::with_capacity(depth.min(DEPTH));
         for start in (0..depth).step_by(DEPTH) {
             let terms = start..depth.min(start + DEPTH);
             let length = terms.len();
             packed_a.clear();
-            for row in (0..rows).step_by(ROWS) {
+            for row in (0..rows).step_by(R) {
                 let at = |k: usize, i: usize| factor * a.values[k * a.terms + (row + i) * a.step];
-                packed_a.extend(terms.clone().map(|k| [at(k, 0), at(k, 1), at(k, 2), at(k, 3)]));
+                packed_a.extend(terms.clone().map(|k| std::array::from_fn(|i| at(k, i))));
             }
             for column in (0..columns).step_by(N) {
                 packed_b.clear();
@@ -91,9 +117,9 @@ impl<T: Number, const N: usize> WithLanes for Run<'_, '_, T, N> {
                     if b.step == 1 { *from.first_chunk().expect("a row") } else { pick(from, b.step) }
                 }));
                 for (index, a) in packed_a.chunks_exact(length).enumerate() {
-                    let sums = tile(a, &packed_b);
+                    let sums = T::tile(lanes, a, &packed_b);
                     for (row, sums) in sums.into_iter().enumerate() {
-                        let at = (index * ROWS + row) * self.stride + column;
+                        let at = (index * R + row) * self.stride + column;
                         for (c, sum) in self.c[at..at + N].iter_mut().zip(sums) {
                             *c += sum;
                         }
@@ -107,20 +133,6 @@ impl<T: Number, const N: usize> WithLanes for Run<'_, '_, T, N> {
 #[inline(always)]
 fn pick<T: Number, const N: usize>(from: &[T], step: usize) -> [T; N] {
     std::array::from_fn(|index| from[index * step])
-}
-
-/// The sums of 4 rows and `N` columns.
-#[inline(always)]
-fn tile<T: Number, const N: usize>(a: &[[T; ROWS]], b: &[[T; N]]) -> [[T; N]; ROWS] {
-    let mut sums = [[T::default(); N]; ROWS];
-    for (a, b) in a.iter().zip(b) {
-        for row in 0..ROWS {
-            for column in 0..N {
-                sums[row][column] += a[row] * b[column];
-            }
-        }
-    }
-    sums
 }
 
 #[cfg(test)]

@@ -115,7 +115,7 @@ impl<'a> Weight<'a> {
     fn output_norms(&self) -> Vec<f64> {
         let norms = |block: Cow<'_, [f32]>| {
             let rows = block.chunks_exact(self.inputs);
-            rows.map(|row| (squares(row) / self.inputs as f64).sqrt()).collect::<Vec<_>>()
+            rows.map(norm).collect::<Vec<_>>()
         };
         self.blocks().flat_map(norms).collect()
     }
@@ -127,22 +127,22 @@ impl<'a> Weight<'a> {
 /// With scales in proportion to the weights, all rotated weights have the same variance, and so all of them get as much
 /// as they can from the same number of bits.
 ///
+/// The result does not depend on the number of threads.
+///
 /// # Errors
 /// If there is no weight, or one has another number of inputs than the first.
-pub fn input_scales(weights: &[Weight<'_>], seed: u64) -> Result<Vec<f16>, QuantizeError> {
+pub fn input_scales(weights: &[Weight<'_>], seed: u64, threads: usize) -> Result<Vec<f16>, QuantizeError> {
     let inputs = weights.first().map_or(0, Weight::inputs);
     check_size("inputs", inputs)?;
-    let (mut squares, mut outputs) = (vec![0.0; inputs], 0_u32);
+    let (mut squares, mut outputs) = (vec![0.0; inputs], 0);
     for weight in weights {
         check_length("an output's weights", weight.inputs, inputs)?;
-        for (block, norms) in weight.blocks().zip(weight.output_norms().chunks_exact(BLOCK)) {
-            for (row, &norm) in block.chunks_exact(inputs).zip(norms).filter(|(_, norm)| **norm > 0.0) {
-                outputs += 1;
-                for (square, &value) in squares.iter_mut().zip(row) {
-                    let value = f64::from(value) / norm;
-                    *square += value * value;
-                }
-            }
+        let blocks = (0..weight.outputs / BLOCK).collect();
+        for (of_block, count) in
+            parallel::map(blocks, threads, |block| normalized_squares(&weight.block(block), inputs))
+        {
+            outputs += count;
+            squares.iter_mut().zip(of_block).for_each(|(square, of_block)| *square += of_block);
         }
     }
     if outputs == 0 {
@@ -152,6 +152,28 @@ pub fn input_scales(weights: &[Weight<'_>], seed: u64) -> Result<Vec<f16>, Quant
     let least = norms.iter().sum::<f64>() / inputs as f64 * INPUT_SCALE_MIN;
     let scales = norms.iter().map(|norm| norm.max(least));
     to_halves("input", scales.zip(signs(seed, INPUTS, inputs)).map(|(scale, sign)| (scale * sign) as f32))
+}
+
+/// The squares of each input's weights in some outputs, each divided by its root mean square, and how many outputs are
+/// not 0.
+fn normalized_squares(rows: &[f32], inputs: usize) -> (Vec<f64>, u32) {
+    let (mut sums, mut outputs) = (vec![0.0; inputs], 0);
+    for row in rows.chunks_exact(inputs) {
+        let norm = norm(row);
+        if norm > 0.0 {
+            outputs += 1;
+            for (sum, &value) in sums.iter_mut().zip(row) {
+                let value = f64::from(value) / norm;
+                *sum += value * value;
+            }
+        }
+    }
+    (sums, outputs)
+}
+
+/// The root mean square.
+fn norm(row: &[f32]) -> f64 {
+    (squares(row) / row.len() as f64).sqrt()
 }
 
 /// Signs and scales for the outputs of a weight: the root mean square of an output's weights, divided by `deviation`,

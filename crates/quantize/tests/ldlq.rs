@@ -42,7 +42,7 @@ fn encoder(half_bits: usize) -> Encoder {
 }
 
 fn run(weight: &Weight<'_>, hessian: &Hessian, half_bits: usize, settings: &Settings) -> Quantized {
-    let suh = input_scales(&[*weight], 1).expect("scales");
+    let suh = input_scales(&[*weight], 1, 1).expect("scales");
     let factor = Factor::new(hessian, &suh, 0.025, settings.threads).expect("a positive definite Hessian");
     quantize(weight, &factor, &encoder(half_bits), settings).expect("a weight")
 }
@@ -200,7 +200,8 @@ fn inputs_are_scaled_by_all_weights_that_share_them() {
     };
     let (one, two) = (weight(8, [1.0, 2.0, 1.0, 1.0], 0.01), weight(9, [1.0, 1.0, 0.0, 3.0], 4.0));
     let [one, two] = [&one, &two].map(|values| Weight::new(values, outputs, inputs).expect("a weight"));
-    let scales: Vec<f32> = input_scales(&[one, two], 5).expect("scales").iter().map(|scale| scale.to_f32()).collect();
+    let scales: Vec<f32> =
+        input_scales(&[one, two], 5, 1).expect("scales").iter().map(|scale| scale.to_f32()).collect();
     // The mean squares of each weight's outputs are 7/4 and 11/4.
     let expected = [(4.0 / 7.0, 4.0 / 11.0), (16.0 / 7.0, 4.0 / 11.0), (4.0 / 7.0, 0.0), (4.0 / 7.0, 36.0 / 11.0)];
     for (kind, (one, two)) in expected.into_iter().enumerate() {
@@ -219,7 +220,7 @@ fn scaled_inputs_lower_the_error_where_their_weights_differ_in_size() {
     let sizes: Vec<f32> = normal(11, size).iter().map(|value| value.exp()).collect();
     let values: Vec<f32> = normal(12, size * size).iter().zip(sizes.iter().cycle()).map(|(v, size)| v * size).collect();
     let weight = Weight::new(&values, size, size).expect("a weight");
-    let scales = input_scales(&[weight], 0).expect("scales");
+    let scales = input_scales(&[weight], 0, 1).expect("scales");
     let signs: Vec<f16> = scales.iter().map(|scale| f16::from_f32(scale.to_f32().signum())).collect();
     let settings = Settings { threads: 2, scale: Some(1.04), ..Settings::default() };
     let [unscaled, scaled] = [signs, scales].map(|suh| {
@@ -258,8 +259,8 @@ fn a_weight_need_not_be_in_memory() {
     let here = Weight::new(&values, outputs, inputs).expect("a weight");
     let mut rows = Elsewhere(values.clone(), inputs);
     let elsewhere = Weight::from_rows(&rows, outputs, inputs).expect("a weight");
-    let suh = input_scales(&[here], 3).expect("scales");
-    assert_eq!(input_scales(&[elsewhere], 3).expect("scales"), suh);
+    let suh = input_scales(&[here], 3, 1).expect("scales");
+    assert_eq!(input_scales(&[elsewhere], 3, 1).expect("scales"), suh);
     let factor = Factor::new(&hessian(inputs), &suh, 0.025, 1).expect("a factor");
     let (encoder, settings) = (encoder(6), Settings { threads: 2, ..Settings::default() });
     let quantize = |weight| quantize(&weight, &factor, &encoder, &settings).expect("a weight");

@@ -222,6 +222,8 @@ pub struct Capabilities {
     pub memory_bytes: u64,
     /// Whether [`Loaded::decode`] can be called.
     pub decodes: bool,
+    /// Whether [`Loaded::add_gram`] can be called.
+    pub grams: bool,
 }
 
 /// Bytes in use by a loaded program.
@@ -329,6 +331,31 @@ pub trait Loaded: Send {
     /// # Panics
     /// If `buffer` is no scratch buffer or the length is no multiple of its width.
     fn read(&mut self, buffer: BufferId, into: &mut [f32]) -> Result<(), BackendError>;
+
+    /// Adds `xᵀ x` for the first `rows` rows `x` of a scratch buffer to the sums of that buffer, the Gram matrix of all
+    /// rows so far; at first they are 0. Sums are f32; as for [`Loaded::read`], only buffers that no later op
+    /// overwrites are worth it. Only called if [`Capabilities::grams`].
+    ///
+    /// # Errors
+    /// No memory for the sums, or a device that fails.
+    ///
+    /// # Panics
+    /// If `buffer` is no scratch buffer, or the backend does not add such sums.
+    fn add_gram(&mut self, buffer: BufferId, rows: usize) -> Result<(), BackendError> {
+        panic!("this backend does not add up the products of {rows} rows of {buffer:?}, as its capabilities say");
+    }
+
+    /// The sums of a buffer, `[side, side]`, with its width rounded up to a multiple of 128 as `side`, filled up with
+    /// zeros. Blocks of 128 × 128 to the left of the diagonal hold nothing of value. The sums begin anew.
+    ///
+    /// # Errors
+    /// A device that fails.
+    ///
+    /// # Panics
+    /// If nothing was added.
+    fn take_gram(&mut self, buffer: BufferId) -> Result<Vec<f32>, BackendError> {
+        panic!("this backend has no sums of {buffer:?}, as its capabilities say");
+    }
 
     /// Bytes in use.
     fn memory(&self) -> MemoryUse;

@@ -6,6 +6,7 @@
 pub(crate) mod add;
 pub(crate) mod attention;
 pub(crate) mod cache_write;
+pub(crate) mod decompose;
 pub(crate) mod embed;
 pub(crate) mod gelu_mul;
 pub(crate) mod head_prepare;
@@ -13,6 +14,7 @@ pub(crate) mod matmul;
 pub(crate) mod matvec;
 pub(crate) mod norm;
 pub(crate) mod quantize;
+pub(crate) mod rank_update;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod sample;

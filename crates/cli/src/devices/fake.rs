@@ -22,6 +22,7 @@ pub(crate) fn gpu(index: usize) -> DeviceInfo {
         subgroup: 32,
         subgroup_range: (32, 32),
         integer_dot: true,
+        float64: true,
         matrix_f16: None,
         matrix_i8: None,
         matrix_16x8: false,

@@ -4,13 +4,13 @@ use std::arch::x86_64::*;
 
 use super::{Lanes, riffle};
 
-/// There is one where the processor has AVX2.
+/// There is one where the processor has AVX2 and FMA.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx2(());
 
 impl Avx2 {
     pub(crate) fn detect() -> Option<Avx2> {
-        is_x86_feature_detected!("avx2").then_some(Avx2(()))
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Avx2(()))
     }
 }
 

@@ -4,13 +4,14 @@ use std::arch::x86_64::*;
 
 use super::{Lanes, riffle};
 
-/// There is one where the processor has AVX-512 F and BW.
+/// There is one where the processor has AVX-512 F and BW, and FMA.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx512(());
 
 impl Avx512 {
     pub(crate) fn detect() -> Option<Avx512> {
-        (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")).then_some(Avx512(()))
+        let all = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+        (all && is_x86_feature_detected!("fma")).then_some(Avx512(()))
     }
 }
 

@@ -4,6 +4,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod floats;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
@@ -12,6 +13,7 @@ mod portable;
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
+pub(crate) use floats::{Floats, tile};
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::Neon;
 pub(crate) use portable::Portable;
@@ -19,7 +21,7 @@ pub(crate) use portable::Portable;
 /// An instruction set. A value of a type that has this trait is the proof that the processor knows the instructions.
 ///
 /// All methods are `#[inline(always)]`, to be compiled with the instructions of who calls them.
-pub(crate) trait Lanes: Copy {
+pub(crate) trait Lanes: Copy + Floats<f32> + Floats<f64> {
     /// `WIDTH` integers.
     type Vector: Copy;
     /// Integers of a vector: 8, 16 or 32.

@@ -17,9 +17,11 @@ mod sensitivity;
 mod states;
 mod workspace;
 
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::thread::{self, ScopedJoinHandle};
 
 use checkpoint::Metadata;
 use engine::{ModelSource, SourceTensor};
@@ -28,12 +30,12 @@ use tensor::format::trellis::hadamard::BLOCK;
 use tensor::format::trellis::{Linear, Rate};
 use tensor::{Backend, WeightBytes};
 
-use crate::{Hessian, TileQueue};
+use crate::{HessianDevice, TileQueue};
 use allocate::Item;
 use folder::About;
 use plan::{Plan, Target};
-use rounding::{Count, INPUTS, Shared, pad, round};
-use states::{Replaced, Runner, States, embed};
+use rounding::{Count, INPUTS, Shared, round};
+use states::{Replaced, Replacement, Runner, States, embed};
 use workspace::{Workspace, sum_of};
 
 pub use convert::{Conversion, layout_of};
@@ -87,6 +89,8 @@ pub struct Task<'a> {
     pub options: &'a Options,
     /// Who finds tiles; `None` for the processor. The result does not depend on it.
     pub tiles: Option<&'a TileQueue>,
+    /// Who decomposes Hessians; `None` for the processor.
+    pub hessians: Option<&'a dyn HessianDevice>,
     /// Who looks on.
     pub observer: &'a dyn Observer,
 }
@@ -206,7 +210,7 @@ impl Task<'_> {
             }
             _ => {
                 let rate = self.usual_rate(plan)?;
-                let costs = sensitivity::measure(&self.runner(), plan, self.sequences, rate, self.options)?.divergence;
+                let costs = sensitivity::measure(self, plan, rate)?.divergence;
                 let bytes: Vec<u8> = costs.iter().flat_map(|cost| cost.to_le_bytes()).collect();
                 workspace.write("costs.bin", &bytes)?;
                 costs
@@ -221,6 +225,12 @@ impl Task<'_> {
         let mean = 8.0 * plan.tile_budget(self.options.budget, &least)? as f64 / plan.weights() as f64;
         let below = Rate::ALL.into_iter().rev().find(|rate| f64::from(rate.bits()) <= mean);
         Ok(below.unwrap_or(Rate::ALL[0]))
+    }
+
+    /// Whether the text goes through trellises as they are.
+    fn runs_trellises(&self) -> bool {
+        let capabilities = self.backend.capabilities();
+        capabilities.trellis && capabilities.grams
     }
 
     fn runner(&self) -> Runner<'_> {
@@ -307,21 +317,28 @@ impl Layers<'_> {
         let done = self.plan.targets.iter().filter(|target| target.layer < first).map(|target| target.weights()).sum();
         let (done, total) = (AtomicU64::new(done), self.plan.weights());
         let count = Count { observer, stage: Stage::Quantization, done, total };
-        for layer in first..layers {
-            let linears = match self.read(layer) {
-                Some(linears) => {
-                    self.plan.of_layer(layer).for_each(|(_, target)| count.add(target.weights()));
-                    linears
-                }
-                None => {
-                    let linears = self.layer(layer, &states, &count)?;
-                    self.workspace.write_layer(layer, &linears)?;
-                    linears
-                }
-            };
-            states = self.task.runner().layer(layer, &self.replaced(layer, &linears), &states, None)?;
-            self.workspace.write_states(layer + 1, &states)?;
-        }
+        thread::scope(|scope| {
+            // The states are written while the next layer is under way.
+            let mut written = None;
+            for layer in first..layers {
+                let linears = match self.read(layer) {
+                    Some(linears) => {
+                        self.plan.of_layer(layer).for_each(|(_, target)| count.add(target.weights()));
+                        linears
+                    }
+                    None => {
+                        let linears = self.layer(layer, &states, &count)?;
+                        self.workspace.write_layer(layer, &linears)?;
+                        linears
+                    }
+                };
+                states = self.task.runner().layer(layer, &self.replaced(layer, linears), &states)?;
+                let kept = states.clone();
+                wait(written.take())?;
+                written = Some(scope.spawn(move || self.workspace.write_states(layer + 1, &kept)));
+            }
+            wait(written)
+        })?;
         if self.read(layers).is_none() {
             let linears = self.head(&states, &count)?;
             self.workspace.write_layer(layers, &linears)?;
@@ -338,21 +355,7 @@ impl Layers<'_> {
 
     /// Runs the text through a layer and quantizes it.
     fn layer(&self, layer: usize, states: &States, count: &Count<'_>) -> Result<Vec<Linear<'static>>, PipelineError> {
-        let (config, options) = (self.task.source.config(), self.task.options);
-        let widths = [config.hidden, config.query_width(), config.hidden, config.feed_forward];
-        let what = format!("layer {layer}");
-        let hessians = widths.map(|width| Hessian::new(width.next_multiple_of(128)));
-        let hessians = hessians.into_iter().collect::<Result<Vec<_>, _>>();
-        let mut hessians = hessians.map_err(PipelineError::quantize(&what))?;
-        self.task.runner().layer(
-            layer,
-            &Replaced::new(),
-            states,
-            Some(&mut |input, rows| {
-                let rows = pad(&rows, widths[input]);
-                hessians[input].add(&rows, options.threads).map_err(PipelineError::quantize(&what))
-            }),
-        )?;
+        let hessians = self.task.runner().hessians(layer, states)?;
         let shared = hessians.into_iter().enumerate().map(|(input, hessian)| {
             let targets = self.plan.of_layer(layer).filter(|(_, target)| target.input == input);
             let tensors = targets.map(|(index, target)| (target.tensor, self.rates[index])).collect();
@@ -363,13 +366,8 @@ impl Layers<'_> {
 
     /// Quantizes the head.
     fn head(&self, states: &States, count: &Count<'_>) -> Result<Vec<Linear<'static>>, PipelineError> {
-        let options = self.task.options;
-        let width = self.task.source.config().hidden;
         let (index, target) = (self.plan.targets.len() - 1, self.plan.targets.last().expect("a head"));
-        let mut hessian = Hessian::new(target.inputs()).map_err(PipelineError::quantize("the head"))?;
-        self.task.runner().head(&Replaced::new(), states, false, &mut |_, input, _| {
-            hessian.add(&pad(&input, width), options.threads).map_err(PipelineError::quantize("the head"))
-        })?;
+        let hessian = self.task.runner().head_hessian(states)?;
         let tensors = vec![(target.tensor, self.rates[index])];
         let shared = Shared { hessian, tensors, seed: self.seed(target.layer, 0) };
         round(self.task, &[shared], count)
@@ -380,14 +378,21 @@ impl Layers<'_> {
         (self.task.options.seed << 24).wrapping_add(((layer * INPUTS.len() + input) * 16) as u64)
     }
 
-    /// A layer's trellises as matrices.
-    fn replaced(&self, layer: usize, linears: &[Linear<'_>]) -> Replaced {
-        let pairs = self.plan.of_layer(layer).zip(linears);
-        let matrix = |((_, target), linear): ((_, &Target<'_>), _)| {
-            (target.tensor.entry.name.clone(), Arc::new(matrix(target.tensor, linear)))
+    /// A layer's trellises for the text: as matrices, or as they are for a GPU, which would wait for the processor to
+    /// decode them, and multiplies f32 more slowly.
+    fn replaced(&self, layer: usize, linears: Vec<Linear<'static>>) -> Replaced {
+        let replacement = |target: &Target<'_>, linear| match self.task.runs_trellises() {
+            true => Replacement::Trellis(Arc::new(linear), target.input as u32),
+            false => Replacement::Values(Arc::new(matrix(target.tensor, &linear))),
         };
-        pairs.map(matrix).collect()
+        let pairs = self.plan.of_layer(layer).map(|(_, target)| target).zip(linears);
+        pairs.map(|(target, linear)| (target.tensor.entry.name.clone(), replacement(target, linear))).collect()
     }
+}
+
+/// Waits for a thread, if there is one.
+fn wait(thread: Option<ScopedJoinHandle<'_, Result<(), PipelineError>>>) -> Result<(), PipelineError> {
+    thread.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
 }
 
 /// A trellis without its padding, in f32.

@@ -107,6 +107,12 @@ impl<'a> Plan<'a> {
         self.targets.iter().enumerate().filter(move |(_, target)| target.layer == layer)
     }
 
+    /// Lengths of the inputs of a layer's weights, with padding.
+    pub(super) fn input_widths(&self) -> impl Iterator<Item = usize> {
+        let input = |input| self.of_layer(0).find(move |(_, target)| target.input == input);
+        (0..INPUTS.len()).filter_map(input).map(|(_, target)| target.inputs())
+    }
+
     /// All weights that become trellises, with padding.
     pub(super) fn weights(&self) -> u64 {
         self.targets.iter().map(Target::weights).sum()

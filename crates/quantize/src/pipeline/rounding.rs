@@ -31,7 +31,11 @@ enum Contents {
 
 impl Padded {
     /// Reads a weight in f32. An embedding or a head, several times as large as a layer, stays where it is.
-    pub(super) fn read(source: &ModelSource<'_>, tensor: &SourceTensor) -> Result<Padded, PipelineError> {
+    pub(super) fn read(
+        source: &ModelSource<'_>,
+        tensor: &SourceTensor,
+        threads: usize,
+    ) -> Result<Padded, PipelineError> {
         let failed = |source| PipelineError::Weight { name: tensor.name.clone(), source };
         let data = source.open(&tensor.entry.name, tensor.decoded().into()).map_err(failed)?;
         let (rows, columns) = (tensor.entry.rows, tensor.entry.columns);
@@ -41,7 +45,8 @@ impl Padded {
             Role::Embedding | Role::Head => Contents::Rows(stored),
             _ => {
                 let mut values = vec![0.0; outputs * inputs];
-                stored.read(0, &mut values);
+                let blocks = values.chunks_mut(BLOCK * inputs).enumerate().collect();
+                parallel::map(blocks, threads, |(block, rows): (usize, &mut [f32])| stored.read(block * BLOCK, rows));
                 Contents::Values(values)
             }
         };
@@ -95,7 +100,7 @@ pub(super) fn blame(source: &ModelSource<'_>, layer: usize, error: PipelineError
             true => source.norm(tensor).map_err(PipelineError::from).and_then(|values| {
                 check_finite("the norm", &values, values.len()).map_err(PipelineError::quantize(format!("`{name}`")))
             }),
-            false => Padded::read(source, tensor).and_then(|padded| padded.weight(name).map(drop)),
+            false => Padded::read(source, tensor, 1).and_then(|padded| padded.weight(name).map(drop)),
         };
         if let Err(error) = checked {
             return error;
@@ -150,11 +155,15 @@ pub(super) fn round(
     let (source, options) = (task.source, task.options);
     let mut weights = Vec::new();
     for shared in shared {
-        let read = shared.tensors.iter().map(|(tensor, _)| Padded::read(source, tensor));
+        let read = shared.tensors.iter().map(|(tensor, _)| Padded::read(source, tensor, options.threads));
         weights.push(read.collect::<Result<Vec<_>, _>>()?);
     }
-    let factors = shared.iter().zip(&weights).map(|(shared, weights)| factor(shared, weights, options));
-    let factors = factors.collect::<Result<Vec<_>, _>>()?;
+    // With a device, one is copied while another one is decomposed.
+    let at_once = if task.hessians.is_some() { shared.len() } else { 1 };
+    let inputs = shared.iter().zip(&weights).collect();
+    let factors =
+        parallel::map(inputs, at_once, |(shared, weights): (&Shared<'_>, &Vec<_>)| factor(task, shared, weights));
+    let factors = factors.into_iter().collect::<Result<Vec<_>, _>>()?;
     let rates = shared.iter().flat_map(|shared| &shared.tensors).map(|(_, rate)| *rate);
     let mut encoders: Vec<Encoder> = Vec::new();
     for rate in rates {
@@ -180,16 +189,17 @@ pub(super) fn round(
         })
     });
     let parts: Vec<Part<'_>> = parts.collect();
-    let threads = match task.tiles {
-        // While a device works on their tiles, threads wait.
-        Some(tiles) => options.threads.max(tiles.tiles().div_ceil(BLOCK / SIDE)),
-        None => {
-            // Nobody has to wait for a job that way.
-            parallel::map(parts.iter().collect(), options.threads, |part: &Part<'_>| part.job().map(drop));
-            options.threads
-        }
-    };
-    run(parts, threads, count)
+    if task.tiles.is_none() {
+        // Nobody has to wait for a job that way.
+        parallel::map(parts.iter().collect(), options.threads, |part: &Part<'_>| part.job().map(drop));
+    }
+    run(parts, threads(task), count)
+}
+
+/// Threads that round blocks: with a device, while that works on the tiles of half of them, the others prepare theirs.
+pub(super) fn threads(task: &Task<'_>) -> usize {
+    let waiting = task.tiles.map_or(0, |tiles| 2 * tiles.tiles().div_ceil(BLOCK / SIDE));
+    task.options.threads.max(waiting)
 }
 
 /// A weight that is to be quantized.
@@ -241,11 +251,13 @@ fn run(parts: Vec<Part<'_>>, threads: usize, count: &Count<'_>) -> Result<Vec<Li
 }
 
 /// The scales and the decomposition of a shared input.
-fn factor(shared: &Shared<'_>, weights: &[Padded], options: &Options) -> Result<Factor, PipelineError> {
+fn factor(task: &Task<'_>, shared: &Shared<'_>, weights: &[Padded]) -> Result<Factor, PipelineError> {
     let names: Vec<&str> = shared.tensors.iter().map(|(tensor, _)| tensor.name.as_str()).collect();
     let weights = weights.iter().zip(&names).map(|(weight, name)| weight.weight(name));
     let weights = weights.collect::<Result<Vec<_>, _>>()?;
-    let suh = input_scales(&weights, shared.seed).map_err(PipelineError::quantize(names.join(", ")))?;
-    Factor::new(&shared.hessian, &suh, options.damping, options.threads)
+    let suh =
+        input_scales(&weights, shared.seed, task.options.threads).map_err(PipelineError::quantize(names.join(", ")))?;
+    let Options { damping, threads, .. } = *task.options;
+    Factor::new_on(task.hessians, &shared.hessian, &suh, damping, threads)
         .map_err(PipelineError::quantize(names.join(", ")))
 }

@@ -5,17 +5,19 @@
 //! on with the error, and in the end all copies are compared. So one layer at a time is in memory, and the time is that
 //! of half the layers for each weight.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::thread::{self, ScopedJoinHandle};
 
 use tensor::format::trellis::Rate;
 use tensor::format::trellis::hadamard::BLOCK;
 
 use super::plan::{Plan, Target};
-use super::rounding::{Count, Padded, pad};
-use super::states::{Replaced, Runner, States, embed};
-use super::{Allocation, Options, PipelineError, Stage};
-use crate::{Factor, Hessian, Noisy, distortion, input_scales, parallel};
+use super::rounding::{Count, Padded};
+use super::states::{Replaced, Replacement, Runner, States, embed};
+use super::{Allocation, Options, PipelineError, Stage, Task};
+use crate::{Factor, Hessian, HessianDevice, Noisy, distortion, input_scales, parallel};
 
 /// Tokens of a sequence.
 const SEQUENCE: usize = 256;
@@ -26,6 +28,19 @@ const MORE: usize = 8;
 /// The estimate compares the weights of every how many layers, and of the last.
 const LAYERS_EACH: usize = 6;
 
+/// In the other layers, every how many blocks of 128 outputs get errors.
+const OUTPUTS_EACH: usize = 4;
+
+/// What a layer does with errors in a weight.
+struct Trial {
+    /// The target.
+    index: usize,
+    /// As [`Probe::relative`].
+    relative: f64,
+    /// The states after the layer.
+    after: Vec<f32>,
+}
+
 /// What is known of each weight.
 pub(super) struct Costs {
     /// The KL divergence for each unit of distortion.
@@ -33,13 +48,8 @@ pub(super) struct Costs {
 }
 
 /// Measures all weights at about this rate.
-pub(super) fn measure(
-    runner: &Runner<'_>,
-    plan: &Plan<'_>,
-    sequences: &[Vec<u32>],
-    rate: Rate,
-    options: &Options,
-) -> Result<Costs, PipelineError> {
+pub(super) fn measure(task: &Task<'_>, plan: &Plan<'_>, rate: Rate) -> Result<Costs, PipelineError> {
+    let (runner, options, sequences) = (&task.runner(), task.options, task.sequences);
     let count = options.probe_tokens.div_ceil(SEQUENCE).max(1);
     let chosen = spread(sequences, count);
     let start = embed(plan.source, &chosen)?;
@@ -49,6 +59,7 @@ pub(super) fn measure(
         runner,
         plan,
         options,
+        hessians: task.hessians,
         rate,
         base: start.clone(),
         probes: lengths.iter().sum::<usize>() * plan.source.config().hidden,
@@ -92,6 +103,17 @@ pub(super) fn keeps(options: &Options, layer: usize, layers: usize) -> bool {
     options.allocation == Allocation::Measured || layer.is_multiple_of(LAYERS_EACH) || layer + 1 == layers
 }
 
+/// Every how many blocks of 128 outputs get errors in a layer, or the head: errors of different outputs add up, and so
+/// where only their size counts, that of some of them tells that of all.
+pub(super) fn every(options: &Options, layer: usize, layers: usize) -> usize {
+    if layer >= layers || keeps(options, layer, layers) { 1 } else { OUTPUTS_EACH }
+}
+
+/// Whether a block of 128 outputs of a target is one of those; at least one is.
+fn has_errors(index: usize, target: &Target<'_>, block: usize, every: usize) -> bool {
+    (block + index).is_multiple_of(every.min(target.outputs() / BLOCK))
+}
+
 /// Sequences from all over the text; the first `count` of them are compared.
 fn spread(sequences: &[Vec<u32>], count: usize) -> Vec<Vec<u32>> {
     let wanted = (count * MORE).min(sequences.len()).max(1);
@@ -111,6 +133,7 @@ struct Probe<'a> {
     runner: &'a Runner<'a>,
     plan: &'a Plan<'a>,
     options: &'a Options,
+    hessians: Option<&'a dyn HessianDevice>,
     rate: Rate,
     /// The states of all sequences, without errors.
     base: States,
@@ -129,44 +152,48 @@ impl Probe<'_> {
     fn head_hessian(&mut self) -> Result<Hessian, PipelineError> {
         let config = self.plan.source.config();
         for layer in 0..config.layers.len() {
-            self.base = self.runner.layer(layer, &Replaced::new(), &self.base, None)?;
+            self.base = self.runner.layer(layer, &Replaced::new(), &self.base)?;
         }
-        let target = self.plan.targets.last().expect("a head");
-        let mut hessian = Hessian::new(target.inputs()).map_err(PipelineError::quantize("the head"))?;
-        self.runner.head(&Replaced::new(), &self.base, false, &mut |_, input, _| {
-            let rows = pad(&input, config.hidden);
-            hessian.add(&rows, self.options.threads).map_err(PipelineError::quantize("the head"))
-        })?;
-        Ok(hessian)
+        self.runner.head_hessian(&self.base)
     }
 
     /// The head with errors.
     fn head_with_errors(&self, hessian: &Hessian) -> Result<Vec<f32>, PipelineError> {
         let target = self.plan.targets.last().expect("a head");
-        let mut weights = self.with_errors(&[(self.plan.targets.len() - 1, target)], hessian)?;
+        let mut weights = self.with_errors(&[(self.plan.targets.len() - 1, target)], hessian, 1)?;
         Ok(weights.pop().expect("one target"))
     }
 
-    /// The weights of the targets of one input with errors, without padding.
-    fn with_errors(&self, targets: &[(usize, &Target<'_>)], hessian: &Hessian) -> Result<Vec<Vec<f32>>, PipelineError> {
+    /// The weights of the targets of one input, without padding; every so many blocks of 128 outputs have errors.
+    fn with_errors(
+        &self,
+        targets: &[(usize, &Target<'_>)],
+        hessian: &Hessian,
+        every: usize,
+    ) -> Result<Vec<Vec<f32>>, PipelineError> {
         let (source, options) = (self.plan.source, self.options);
-        let read = targets.iter().map(|(_, target)| Padded::read(source, target.tensor));
+        let read = targets.iter().map(|(_, target)| Padded::read(source, target.tensor, options.threads));
         let read = read.collect::<Result<Vec<_>, _>>()?;
         let weights = read.iter().zip(targets).map(|(weight, (_, target))| weight.weight(&target.tensor.name));
         let weights = weights.collect::<Result<Vec<_>, _>>()?;
         let name = &targets[0].1.tensor.name;
         let failed = || PipelineError::quantize(format!("`{name}`"));
-        let suh = input_scales(&weights, options.seed).map_err(failed())?;
-        let factor = Factor::new(hessian, &suh, options.damping, options.threads).map_err(failed())?;
+        let suh = input_scales(&weights, options.seed, options.threads).map_err(failed())?;
+        let factor = Factor::new_on(self.hessians, hessian, &suh, options.damping, options.threads);
+        let factor = factor.map_err(failed())?;
         let mut changed = Vec::new();
-        for ((index, target), weight) in targets.iter().zip(weights) {
+        for ((index, target), weight) in targets.iter().zip(&weights) {
             let seed = options.seed ^ (*index as u64 + 1) << 32;
-            let noisy = Noisy::new(weight, &factor, self.distortion(*index), seed).map_err(failed())?;
+            let noisy = Noisy::new(*weight, &factor, self.distortion(*index), seed).map_err(failed())?;
             let (rows, columns) = (target.tensor.entry.rows, target.tensor.entry.columns);
             let mut values = vec![0.0; rows * columns];
             let blocks = values.chunks_mut(BLOCK * columns).enumerate().collect();
             parallel::map(blocks, options.threads, |(block, rows): (usize, &mut [f32])| {
-                let padded = noisy.block(block);
+                let padded = if has_errors(*index, target, block, every) {
+                    noisy.block(block).into()
+                } else {
+                    weight.block(block)
+                };
                 for (row, padded) in rows.chunks_exact_mut(columns).zip(padded.chunks_exact(target.inputs())) {
                     row.copy_from_slice(&padded[..columns]);
                 }
@@ -185,43 +212,82 @@ impl Probe<'_> {
     /// Moves everything on by a layer, and adds copies for its weights.
     fn layer(&mut self, layer: usize) -> Result<(), PipelineError> {
         let config = self.plan.source.config();
-        let widths = [config.hidden, config.query_width(), config.hidden, config.feed_forward];
-        let what = format!("layer {layer}");
-        let hessians = widths.map(|width| Hessian::new(width.next_multiple_of(128)));
-        let hessians = hessians.into_iter().collect::<Result<Vec<_>, _>>();
-        let mut hessians = hessians.map_err(PipelineError::quantize(&what))?;
         let (runner, none) = (self.runner, Replaced::new());
         let before = self.slice(&self.base.values[..self.probes]);
-        self.base = runner.layer(
-            layer,
-            &none,
-            &self.base,
-            Some(&mut |input, rows| {
-                let rows = pad(&rows, widths[input]);
-                hessians[input].add(&rows, self.options.threads).map_err(PipelineError::quantize(&what))
-            }),
-        )?;
+        let hessians;
+        (self.base, hessians) = runner.layer_with_hessians(layer, &self.base)?;
         for copies in self.copies.chunks_mut(COPIES) {
             let lengths = copies.iter().flat_map(|_| &self.lengths).copied().collect();
             let values = copies.iter().flat_map(|(_, values)| values).copied().collect();
-            let after = runner.layer(layer, &none, &States { lengths, values: Arc::new(values) }, None)?;
+            let after = runner.layer(layer, &none, &States { lengths, values: Arc::new(values) })?;
             let copies = copies.iter_mut().zip(after.values.chunks_exact(self.probes));
             copies.for_each(|((_, copy), after)| copy.copy_from_slice(after));
         }
         let keeps = keeps(self.options, layer, config.layers.len());
-        for (input, hessian) in hessians.iter().enumerate() {
-            let targets: Vec<_> = self.plan.of_layer(layer).filter(|(_, target)| target.input == input).collect();
-            for ((index, target), weights) in targets.iter().zip(self.with_errors(&targets, hessian)?) {
-                let replaced = replace(target, Arc::new(weights));
-                let after = runner.layer(layer, &replaced, &before, None)?;
-                self.relative[*index] = relative(&self.base.values[..self.probes], &after.values, config.hidden);
-                if keeps {
-                    self.copies.push((*index, after.values.to_vec()));
-                }
-                self.count.add(target.weights());
+        let every = every(self.options, layer, config.layers.len());
+        for trial in self.trials(layer, &hessians, &before, every)? {
+            self.relative[trial.index] = trial.relative;
+            if keeps {
+                self.copies.push((trial.index, trial.after));
             }
         }
         Ok(())
+    }
+
+    /// Runs a layer with errors in each of its weights in turn.
+    fn trials(
+        &self,
+        layer: usize,
+        hessians: &[Hessian],
+        before: &States,
+        every: usize,
+    ) -> Result<Vec<Trial>, PipelineError> {
+        let targets_of = |input: usize| -> Vec<_> {
+            self.plan.of_layer(layer).filter(|(_, target)| target.input == input).collect()
+        };
+        let changed = |input: usize, hessian: &Hessian| {
+            let targets = targets_of(input);
+            let weights = self.with_errors(&targets, hessian, every)?;
+            Ok::<_, PipelineError>(targets.into_iter().zip(weights).collect::<Vec<_>>())
+        };
+        let mut trials = Vec::new();
+        let mut run = |changed: Result<Vec<_>, PipelineError>| {
+            for ((index, target), weights) in changed? {
+                trials.push(self.trial(layer, (index, target), weights, before, every)?);
+            }
+            Ok::<_, PipelineError>(())
+        };
+        if self.hessians.is_none() {
+            // One input at a time, for the memory.
+            hessians.iter().enumerate().try_for_each(|(input, hessian)| run(changed(input, hessian)))?;
+            return Ok(trials);
+        }
+        // What a device decomposes and runs leaves the processor idle, which makes errors for the next input meanwhile.
+        thread::scope(|scope| {
+            let changed = &changed;
+            let inputs = hessians.iter().enumerate();
+            let threads: Vec<_> = inputs.map(|(input, hessian)| scope.spawn(move || changed(input, hessian))).collect();
+            let join = |thread: ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+            threads.into_iter().try_for_each(|thread| run(join(thread)))
+        })?;
+        Ok(trials)
+    }
+
+    /// Runs a layer with a weight that has errors.
+    fn trial(
+        &self,
+        layer: usize,
+        (index, target): (usize, &Target<'_>),
+        weights: Vec<f32>,
+        before: &States,
+        every: usize,
+    ) -> Result<Trial, PipelineError> {
+        let after = self.runner.layer(layer, &replace(target, Arc::new(weights)), before)?;
+        let error = relative(&self.base.values[..self.probes], &after.values, self.plan.source.config().hidden);
+        let blocks = target.outputs() / BLOCK;
+        let with_errors = (0..blocks).filter(|&block| has_errors(index, target, block, every)).count();
+        self.count.add(target.weights());
+        Ok(Trial { index, relative: error * blocks as f64 / with_errors as f64, after: after.values.to_vec() })
     }
 
     fn slice(&self, values: &[f32]) -> States {
@@ -234,7 +300,7 @@ impl Probe<'_> {
         let vocabulary = self.plan.source.config().vocabulary;
         let base = self.slice(&self.base.values[..self.probes]);
         let mut expected = vec![Vec::new(); base.count()];
-        self.runner.head(&Replaced::new(), &base, true, &mut |first, _, logits| {
+        self.runner.head(&Replaced::new(), &base, &mut |first, logits| {
             let rows = logits.chunks_exact(vocabulary).collect();
             let rows = parallel::map(rows, self.options.threads, log_softmax);
             rows.into_iter().enumerate().for_each(|(row, values)| expected[first + row] = values);
@@ -249,7 +315,7 @@ impl Probe<'_> {
         for (index, values) in &self.copies {
             let replaced = if *index == head_index { replace(last, head.clone()) } else { Replaced::new() };
             let mut sum = 0.0;
-            self.runner.head(&replaced, &self.slice(values), true, &mut |first, _, logits| {
+            self.runner.head(&replaced, &self.slice(values), &mut |first, logits| {
                 let rows = logits.chunks_exact(vocabulary).enumerate().collect();
                 let rows = parallel::map(rows, self.options.threads, |(row, logits): (usize, &[f32])| {
                     divergence(&expected[first + row], &log_softmax(logits))
@@ -300,7 +366,7 @@ impl Probe<'_> {
 
 /// A weight with errors in the place of the source's.
 fn replace(target: &Target<'_>, weights: Arc<Vec<f32>>) -> Replaced {
-    Replaced::from([(target.tensor.entry.name.clone(), weights)])
+    Replaced::from([(target.tensor.entry.name.clone(), Replacement::Values(weights))])
 }
 
 /// The scaled rows of a table with errors.

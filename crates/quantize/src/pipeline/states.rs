@@ -6,13 +6,16 @@ use std::sync::Arc;
 use engine::ModelSource;
 use model::{Role, STATES, TensorEntry, build_head_program, build_layer_program};
 use tensor::backend::required_memory;
+use tensor::format::trellis::hadamard::BLOCK;
+use tensor::format::trellis::{Linear, Scales};
 use tensor::{
-    Backend, Batch, BufferId, DType, LoadOptions, Loaded, Precision, Program, Segment, WeightBytes, WeightError,
-    WeightFormat, WeightSource,
+    Backend, Batch, BufferId, DType, LoadOptions, Loaded, Precision, Program, Segment, TrellisFormat, WeightBytes,
+    WeightError, WeightFormat, WeightSource,
 };
 
-use super::rounding::blame;
+use super::rounding::{blame, pad};
 use super::{Observer, PipelineError};
+use crate::Hessian;
 use crate::error::check_finite;
 
 /// Tokens of a pass, unless a sequence is longer.
@@ -26,8 +29,39 @@ pub(super) struct States {
     pub(super) values: Arc<Vec<f32>>,
 }
 
-/// Weights in f32 that take the place of those of the source, by their names in programs.
-pub(super) type Replaced = HashMap<String, Arc<Vec<f32>>>;
+/// Weights that take the place of those of the source, by their names in programs.
+pub(super) type Replaced = HashMap<String, Replacement>;
+
+/// One of them.
+#[derive(Clone, Debug)]
+pub(super) enum Replacement {
+    /// In f32.
+    Values(Arc<Vec<f32>>),
+    /// For a backend that multiplies trellises. The number is that of its input, for those that share its scales.
+    Trellis(Arc<Linear<'static>>, u32),
+}
+
+impl Replacement {
+    fn format(&self) -> WeightFormat {
+        match self {
+            Replacement::Values(_) => DType::F32.into(),
+            Replacement::Trellis(linear, rotation) => WeightFormat::Trellis(TrellisFormat {
+                rate: linear.rate(),
+                codebook: linear.codebook(),
+                rotation: *rotation,
+            }),
+        }
+    }
+
+    fn open(&self) -> Arc<dyn WeightBytes> {
+        match self {
+            Replacement::Values(values) => Arc::new(Values(values.clone())),
+            Replacement::Trellis(linear, _) => {
+                Arc::new(Tiles { linear: linear.clone(), scales: Scales::from(&**linear) })
+            }
+        }
+    }
+}
 
 /// What runs the layers.
 pub(super) struct Runner<'a> {
@@ -45,6 +79,21 @@ impl WeightBytes for Values {
     }
 }
 
+struct Tiles {
+    linear: Arc<Linear<'static>>,
+    scales: Scales,
+}
+
+impl WeightBytes for Tiles {
+    fn bytes(&self) -> &[u8] {
+        self.linear.trellis()
+    }
+
+    fn scales(&self) -> Option<&Scales> {
+        Some(&self.scales)
+    }
+}
+
 /// The source's weights, some of them replaced, and the states.
 struct Weights<'a> {
     source: &'a ModelSource<'a>,
@@ -58,101 +107,175 @@ impl WeightSource for Weights<'_> {
             return Ok(Arc::new(Values(self.states.clone())));
         }
         match self.replaced.get(name) {
-            Some(values) => Ok(Arc::new(Values(values.clone()))),
+            Some(replacement) => Ok(replacement.open()),
             None => self.source.open(name, format),
         }
     }
 }
 
-/// Gets the number of an input and its rows.
-type Inputs<'a> = dyn FnMut(usize, Vec<f32>) -> Result<(), PipelineError> + 'a;
+/// What is wanted of a layer.
+struct Wanted<'a> {
+    /// The residual stream after it, for all tokens.
+    states: Option<&'a mut [f32]>,
+    /// Sums of what its matrices multiply: of all of them, or none.
+    hessians: &'a mut [Hessian],
+}
 
 /// What a pass gave: rows of some buffers.
 type Take<'a> = dyn FnMut(&mut Rows<'_>) -> Result<(), PipelineError> + 'a;
 
 /// The rows of a pass.
-pub(super) struct Rows<'a> {
+struct Rows<'a> {
     loaded: &'a mut dyn Loaded,
     /// Of all tokens, the first one of the pass.
-    pub(super) first: usize,
+    first: usize,
     /// How many there are.
-    pub(super) count: usize,
+    count: usize,
+    /// Whether these are the last ones.
+    last: bool,
 }
 
 impl Rows<'_> {
     /// `[count, width]` of a buffer.
-    pub(super) fn read(&mut self, buffer: BufferId, width: usize) -> Result<Vec<f32>, PipelineError> {
+    fn read(&mut self, buffer: BufferId, width: usize) -> Result<Vec<f32>, PipelineError> {
         let mut values = vec![0.0; self.count * width];
-        self.loaded.read(buffer, &mut values)?;
+        self.read_into(buffer, &mut values)?;
         Ok(values)
+    }
+
+    /// Likewise.
+    fn read_into(&mut self, buffer: BufferId, values: &mut [f32]) -> Result<(), PipelineError> {
+        Ok(self.loaded.read(buffer, values)?)
     }
 }
 
 impl Runner<'_> {
-    /// Runs a layer. `inputs` gets what its matrices multiply, in the order of [`model::LayerProgram::inputs`]. Fails
-    /// if what comes out is not finite, and names the weight that is to blame.
-    pub(super) fn layer(
-        &self,
-        layer: usize,
-        replaced: &Replaced,
-        states: &States,
-        inputs: Option<&mut Inputs<'_>>,
-    ) -> Result<States, PipelineError> {
-        let after = self.layer_unchecked(layer, replaced, states, inputs).and_then(|after| {
-            check_finite("the residual stream", &after.values, self.source.config().hidden)
-                .map_err(PipelineError::quantize(format!("layer {layer}")))?;
-            Ok(after)
-        });
-        after.map_err(|error| blame(self.source, layer, error))
-    }
-
-    fn layer_unchecked(
-        &self,
-        layer: usize,
-        replaced: &Replaced,
-        states: &States,
-        mut inputs: Option<&mut Inputs<'_>>,
-    ) -> Result<States, PipelineError> {
-        let config = self.source.config();
-        let count = states.count();
-        let built = build_layer_program(config, layer, count, &|entry| self.format(replaced, entry))?;
-        let widths = [config.hidden, config.query_width(), config.hidden, config.feed_forward];
+    /// Runs a layer. Fails if what comes out is not finite, and names the weight that is to blame.
+    pub(super) fn layer(&self, layer: usize, replaced: &Replaced, states: &States) -> Result<States, PipelineError> {
         let mut after = vec![0.0; states.values.len()];
-        self.run(&built.program, replaced, states, &mut |rows| {
-            for (index, (&buffer, width)) in built.inputs.iter().zip(widths).enumerate() {
-                if let Some(inputs) = &mut inputs {
-                    inputs(index, rows.read(buffer, width)?)?;
-                }
-            }
-            let values = rows.read(built.states, config.hidden)?;
-            after[rows.first * config.hidden..][..values.len()].copy_from_slice(&values);
-            Ok(())
-        })?;
+        self.run_layer(layer, replaced, states, Wanted { states: Some(&mut after), hessians: &mut [] })?;
         Ok(States { lengths: states.lengths.clone(), values: Arc::new(after) })
     }
 
-    /// Runs the final norm, and the head if `logits`. `take` gets, for each pass, its first token, what the head
-    /// multiplies `[tokens, hidden]`, and the logits `[tokens, vocabulary]` or nothing.
+    /// Adds up what the matrices of a layer of the source multiply, in the order of [`model::LayerProgram::inputs`].
+    pub(super) fn hessians(&self, layer: usize, states: &States) -> Result<Vec<Hessian>, PipelineError> {
+        let mut hessians = self.no_hessians(layer)?;
+        self.run_layer(layer, &Replaced::new(), states, Wanted { states: None, hessians: &mut hessians })?;
+        Ok(hessians)
+    }
+
+    /// Both of a layer of the source.
+    pub(super) fn layer_with_hessians(
+        &self,
+        layer: usize,
+        states: &States,
+    ) -> Result<(States, Vec<Hessian>), PipelineError> {
+        let (mut hessians, mut after) = (self.no_hessians(layer)?, vec![0.0; states.values.len()]);
+        let wanted = Wanted { states: Some(&mut after), hessians: &mut hessians };
+        self.run_layer(layer, &Replaced::new(), states, wanted)?;
+        Ok((States { lengths: states.lengths.clone(), values: Arc::new(after) }, hessians))
+    }
+
+    fn no_hessians(&self, layer: usize) -> Result<Vec<Hessian>, PipelineError> {
+        let hessians = self.input_widths().map(|width| Hessian::new(width.next_multiple_of(BLOCK)));
+        let hessians = hessians.into_iter().collect::<Result<Vec<_>, _>>();
+        hessians.map_err(PipelineError::quantize(format!("layer {layer}")))
+    }
+
+    /// Lengths of what a layer's matrices multiply.
+    fn input_widths(&self) -> [usize; 4] {
+        let config = self.source.config();
+        [config.hidden, config.query_width(), config.hidden, config.feed_forward]
+    }
+
+    fn run_layer(
+        &self,
+        layer: usize,
+        replaced: &Replaced,
+        states: &States,
+        mut wanted: Wanted<'_>,
+    ) -> Result<(), PipelineError> {
+        let result = self.run_layer_unchecked(layer, replaced, states, &mut wanted).and_then(|()| {
+            let after = wanted.states.as_deref().unwrap_or_default();
+            check_finite("the residual stream", after, self.source.config().hidden)
+                .map_err(PipelineError::quantize(format!("layer {layer}")))
+        });
+        result.map_err(|error| blame(self.source, layer, error))
+    }
+
+    fn run_layer_unchecked(
+        &self,
+        layer: usize,
+        replaced: &Replaced,
+        states: &States,
+        wanted: &mut Wanted<'_>,
+    ) -> Result<(), PipelineError> {
+        let config = self.source.config();
+        let count = states.count();
+        let built = build_layer_program(config, layer, count, &|entry| self.format(replaced, entry))?;
+        let (widths, what) = (self.input_widths(), format!("layer {layer}"));
+        self.run(&built.program, replaced, states, &mut |rows| {
+            for ((&buffer, hessian), width) in built.inputs.iter().zip(wanted.hessians.iter_mut()).zip(widths) {
+                self.add(rows, (buffer, width), hessian, &what)?;
+            }
+            let Some(after) = &mut wanted.states else { return Ok(()) };
+            rows.read_into(built.states, &mut after[rows.first * config.hidden..][..rows.count * config.hidden])
+        })
+    }
+
+    /// Adds the rows of a buffer, on the device if that can do so.
+    fn add(
+        &self,
+        rows: &mut Rows<'_>,
+        (buffer, width): (BufferId, usize),
+        hessian: &mut Hessian,
+        what: &str,
+    ) -> Result<(), PipelineError> {
+        if !self.backend.capabilities().grams {
+            let values = pad(&rows.read(buffer, width)?, width);
+            return hessian.add(&values, self.threads).map_err(PipelineError::quantize(what));
+        }
+        rows.loaded.add_gram(buffer, rows.count)?;
+        if rows.last {
+            let (count, sums) = ((rows.first + rows.count) as u64, rows.loaded.take_gram(buffer)?);
+            *hessian = Hessian::from_sums(hessian.inputs(), count, sums).map_err(PipelineError::quantize(what))?;
+        }
+        Ok(())
+    }
+
+    /// Runs the final norm, and adds up what the head multiplies.
+    pub(super) fn head_hessian(&self, states: &States) -> Result<Hessian, PipelineError> {
+        let (config, what, none) = (self.source.config(), "the head", Replaced::new());
+        let built = build_head_program(config, states.count(), &|entry| self.format(&none, entry), false)?;
+        let hessian = Hessian::new(config.hidden.next_multiple_of(BLOCK));
+        let mut hessian = hessian.map_err(PipelineError::quantize(what))?;
+        self.run(&built.program, &none, states, &mut |rows| {
+            self.add(rows, (built.input, config.hidden), &mut hessian, what)
+        })?;
+        Ok(hessian)
+    }
+
+    /// Runs the final norm and the head. `take` gets, for each pass, its first token and the logits
+    /// `[tokens, vocabulary]`.
     pub(super) fn head(
         &self,
         replaced: &Replaced,
         states: &States,
-        logits: bool,
-        take: &mut dyn FnMut(usize, Vec<f32>, Vec<f32>) -> Result<(), PipelineError>,
+        take: &mut dyn FnMut(usize, Vec<f32>) -> Result<(), PipelineError>,
     ) -> Result<(), PipelineError> {
         let config = self.source.config();
-        let built = build_head_program(config, states.count(), &|entry| self.format(replaced, entry), logits)?;
+        let built = build_head_program(config, states.count(), &|entry| self.format(replaced, entry), true)?;
+        let logits = built.logits.expect("a head with logits");
         self.run(&built.program, replaced, states, &mut |rows| {
-            let input = rows.read(built.input, config.hidden)?;
-            let logits = built.logits.map_or(Ok(Vec::new()), |logits| rows.read(logits, config.vocabulary))?;
-            take(rows.first, input, logits)
+            let logits = rows.read(logits, config.vocabulary)?;
+            take(rows.first, logits)
         })
     }
 
     fn format(&self, replaced: &Replaced, entry: &TensorEntry) -> WeightFormat {
         let own = || self.source.tensors().iter().find(|tensor| tensor.entry.name == entry.name);
-        if replaced.contains_key(&entry.name) {
-            return DType::F32.into();
+        if let Some(replacement) = replaced.get(&entry.name) {
+            return replacement.format();
         }
         own().expect("a tensor of the model").decoded().into()
     }
@@ -215,7 +338,8 @@ impl Runner<'_> {
             let segment = |(sequence, &tokens)| Segment { sequence, position: 0, tokens };
             let segments: Vec<Segment> = batch.iter().enumerate().map(segment).collect();
             loaded.run(&Batch { tokens: &tokens, segments: &segments, outputs: &outputs, cancel: None })?;
-            take(&mut Rows { loaded: &mut *loaded, first, count })?;
+            let last = first + count == states.count();
+            take(&mut Rows { loaded: &mut *loaded, first, count, last })?;
             first += count;
         }
         Ok(())

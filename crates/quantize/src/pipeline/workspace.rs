@@ -98,15 +98,14 @@ impl Workspace {
     /// The residual stream before a layer.
     pub(super) fn read_states(&self, layer: usize, lengths: &[usize], width: usize) -> Option<States> {
         let bytes = self.read(&states_name(layer))?;
-        let values: Vec<f32> = bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        let values: Vec<f32> = bytes.as_chunks().0.iter().map(|&bytes| f32::from_ne_bytes(bytes)).collect();
         let expected = lengths.iter().sum::<usize>() * width;
         (values.len() == expected).then(|| States { lengths: lengths.to_vec(), values: Arc::new(values) })
     }
 
     /// Keeps the residual stream before a layer, and no longer that of the layer before.
     pub(super) fn write_states(&self, layer: usize, states: &States) -> Result<(), PipelineError> {
-        let bytes: Vec<u8> = states.values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        self.write(&states_name(layer), &bytes)?;
+        self.write(&states_name(layer), bytemuck::cast_slice(&states.values))?;
         if layer > 0 {
             let _ = fs::remove_file(self.folder.join(states_name(layer - 1)));
         }

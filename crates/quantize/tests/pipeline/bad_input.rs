@@ -42,7 +42,15 @@ fn with_task<R>(
     let checkpoint = Checkpoint::open(model).unwrap();
     let source = ModelSource::open(&checkpoint).unwrap();
     let observer = StopAfter(AtomicUsize::new(usize::MAX));
-    work(&Task { source: &source, backend: &ReferenceBackend, sequences, options, tiles: None, observer: &observer })
+    work(&Task {
+        source: &source,
+        backend: &ReferenceBackend,
+        sequences,
+        options,
+        tiles: None,
+        hessians: None,
+        observer: &observer,
+    })
 }
 
 /// The message about a model whose weights were edited.
@@ -110,7 +118,8 @@ fn a_text_that_is_too_short_is_refused() {
     let source = ModelSource::open(&checkpoint).unwrap();
     let (sequences, observer) = (random::sequences(1, 512), StopAfter(AtomicUsize::new(40)));
     let (source, backend, sequences) = (&source, &ReferenceBackend, &sequences[..]);
-    let task = Task { source, backend, sequences, options: &measured, tiles: None, observer: &observer };
+    let task =
+        Task { source, backend, sequences, options: &measured, tiles: None, hessians: None, observer: &observer };
     assert!(matches!(task.run(&target, false), Ok(_) | Err(PipelineError::Cancelled)));
     assert!(folder.0.join(".small.partial/costs.bin").exists() || target.exists());
 }

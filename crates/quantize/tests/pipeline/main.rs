@@ -62,7 +62,7 @@ fn run_on(
     let sequences = random::sequences(8, 64);
     let observer = StopAfter(AtomicUsize::new(asks));
     let (source, backend, sequences) = (&source, &ReferenceBackend, &sequences[..]);
-    let task = Task { source, backend, sequences, options, tiles, observer: &observer };
+    let task = Task { source, backend, sequences, options, tiles, hessians: None, observer: &observer };
     let target = folder.0.join(name);
     task.run(&target, false).map(|_| target)
 }

@@ -64,7 +64,15 @@ fn a_process_of_its_own() {
     let (sequences, options) = (random::sequences(8, 64), options());
     let observer = StopAfter(AtomicUsize::new(1));
     let (source, backend) = (&source, &ReferenceBackend);
-    let task = Task { source, backend, sequences: &sequences, options: &options, tiles: None, observer: &observer };
+    let task = Task {
+        source,
+        backend,
+        sequences: &sequences,
+        options: &options,
+        tiles: None,
+        hessians: None,
+        observer: &observer,
+    };
     let before = status("VmRSS").unwrap();
     assert!(matches!(task.run(&folder.join("small"), false), Err(PipelineError::Cancelled)));
     let taken = status("VmHWM").unwrap() - before;
@@ -82,7 +90,15 @@ fn the_work_is_that_of_the_shapes() {
     let (sequences, options) = (random::sequences(8, 64), options());
     let observer = StopAfter(AtomicUsize::new(usize::MAX));
     let (source, backend) = (&source, &ReferenceBackend);
-    let task = Task { source, backend, sequences: &sequences, options: &options, tiles: None, observer: &observer };
+    let task = Task {
+        source,
+        backend,
+        sequences: &sequences,
+        options: &options,
+        tiles: None,
+        hessians: None,
+        observer: &observer,
+    };
     let estimate = task.estimate().unwrap();
     let work = &estimate.work;
     // Outputs and inputs with padding: of queries, keys, values and the attention's output, of gate, up, down and head.

@@ -44,6 +44,7 @@ impl Backend for ReferenceBackend {
             cache_dtypes: CACHE_DTYPES.to_vec(),
             memory_bytes: u64::MAX,
             decodes: true,
+            grams: false,
         }
     }
 

@@ -21,9 +21,10 @@ pub(super) fn run(args: &QuantizeArgs, task: &Task<'_>) -> Result<()> {
 
 fn as_text(report: &Report, estimate: &Estimate) -> String {
     let peak = estimate.peak();
+    let device = if estimate.overlaps { " and a GPU" } else { "" };
     let mut text = format!(
         "size     {}, {:.3} bits per weight\nmemory   {} at most ({}), besides pages of the checkpoint\n\
-         time     {}, {} threads with a core each\n",
+         time     {}, {} threads with a core each{device}\n",
         output::bytes(report.bytes),
         report.bits_per_weight(),
         output::bytes(peak.bytes),

@@ -32,13 +32,14 @@ pub(super) fn run(args: &QuantizeArgs, budget: Budget) -> Result<()> {
     let device = device(args.trellis.device)?;
     let options = options(args, budget);
     let watch = Watch::default();
-    let tiles = device.tiles()?;
+    let (tiles, hessians) = (device.tiles()?, device.hessians());
     let task = Task {
         source: &source,
         backend: &*device,
         sequences: &sequences,
         options: &options,
         tiles: tiles.as_ref(),
+        hessians: hessians.as_deref(),
         observer: &watch,
     };
     let Some(target) = args.output.as_deref().filter(|_| !args.trellis.estimate) else {

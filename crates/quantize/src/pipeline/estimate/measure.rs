@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use half::f16;
@@ -9,9 +10,9 @@ use tensor::format::trellis::hadamard::BLOCK;
 use tensor::format::trellis::{Codebook, LEN, Linear, Rate};
 use tensor::philox;
 
-use super::super::plan::Plan;
+use super::super::plan::{Plan, Target};
 use super::super::sensitivity::log_softmax;
-use super::super::states::{Replaced, Runner, States};
+use super::super::states::{Replaced, Replacement, Runner, States};
 use super::super::{PipelineError, Task};
 use super::clock::{self, of_thread};
 use crate::product::{Product, Side};
@@ -25,7 +26,16 @@ const INPUTS: usize = 1024;
 const PASS_PRODUCTS: f64 = 4e9;
 
 /// Tokens of a pass that is measured.
-const PASS_TOKENS: std::ops::RangeInclusive<usize> = 64..=2048;
+const PASS_TOKENS: RangeInclusive<usize> = 64..=2048;
+
+/// The same on a device that adds up activations itself: with few, a pass is as long as its weights take to get there.
+const DEVICE_PASS_TOKENS: RangeInclusive<usize> = 64..=8192;
+
+/// Sizes of the matrices whose decomposition is measured.
+const DECOMPOSED: [usize; 2] = [INPUTS / 2, INPUTS];
+
+/// The same on a device, which is not busy with small ones.
+const DEVICE_DECOMPOSED: [usize; 2] = [INPUTS, 4 * INPUTS];
 
 /// Seconds of one thread for each operation.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -46,6 +56,12 @@ pub struct Speeds {
     pub noisy_weight: f64,
     /// A trellis is decoded.
     pub decoded_weight: f64,
+    /// Sums of activations that a device has added up are taken from there, each of n² of them.
+    pub hessian_square: f64,
+    /// A layer of the source is brought to where it runs.
+    pub layer_load: f64,
+    /// A layer that was rounded is brought there.
+    pub replaced_layer_load: f64,
     /// A token goes through a layer of the source.
     pub token_layer: f64,
     /// A token goes through a layer that was rounded.
@@ -71,7 +87,7 @@ impl Speeds {
         let mut hessian = Hessian::new(INPUTS).map_err(failed())?;
         let seconds = of_thread(|| hessian.add(&activations, 1).expect("rows of finite numbers"));
         speeds.hessian_product = seconds / (256 * INPUTS * INPUTS / 2) as f64;
-        (speeds.square, speeds.cube) = decomposition().map_err(failed())?;
+        (speeds.square, speeds.cube) = decomposition(task).map_err(failed())?;
         speeds.product = product();
 
         let values = normal(8, BLOCK * INPUTS);
@@ -84,50 +100,94 @@ impl Speeds {
         let products = (weight.count() * INPUTS / 2) as f64 * speeds.product;
         speeds.noisy_weight =
             (of_thread(|| drop(black_box(noisy.block(0)))) - products).max(0.0) / weight.count() as f64;
-        speeds.decoded_weight = decoding(rates[0])?;
+        if !task.runs_trellises() {
+            speeds.decoded_weight = decoding(rates[0])?;
+        }
         let logits = normal(9, 8192);
         speeds.logit = 2.0 * of_thread(|| drop(black_box(log_softmax(&logits)))) / 8192.0;
-        speeds.passes(task, plan)?;
+        if task.backend.capabilities().grams {
+            speeds.device_passes(task, plan, rates[0])?;
+        } else {
+            speeds.passes(task, plan)?;
+        }
         Ok(speeds)
     }
 
     /// Runs a few tokens through the first layer.
     fn passes(&mut self, task: &Task<'_>, plan: &Plan<'_>) -> Result<(), PipelineError> {
-        let config = plan.source.config();
         let weights: u64 = plan.of_layer(0).map(|(_, target)| target.weights()).sum();
         let wanted = (PASS_PRODUCTS / weights as f64) as usize;
-        let wanted = wanted.clamp(*PASS_TOKENS.start(), *PASS_TOKENS.end());
-        let (mut lengths, mut tokens) = (Vec::new(), 0);
-        for sequence in task.sequences {
-            let length = sequence.len().min(wanted - tokens);
-            tokens += length;
-            if length > 0 {
-                lengths.push(length);
-            }
-        }
-        let values = Arc::new(normal(10, tokens * config.hidden));
-        let states = States { lengths, values };
-        let runner = task.runner();
-        self.token_layer = pass(&runner, &Replaced::new(), &states)? / tokens as f64;
+        let states = states(task, wanted.clamp(*PASS_TOKENS.start(), *PASS_TOKENS.end()));
+        let (runner, tokens) = (task.runner(), states.count() as f64);
+        let run = |replaced: &Replaced| pass(&runner, || runner.layer(0, replaced, &states).map(drop));
+        self.token_layer = run(&Replaced::new())? / tokens;
         self.pass_product = self.token_layer / weights as f64;
-        let replaced = plan.of_layer(0).map(|(_, target)| {
+        let values = |target: &Target<'_>| {
             let entry = &target.tensor.entry;
-            (entry.name.clone(), Arc::new(vec![0.01; entry.rows * entry.columns]))
-        });
-        self.replaced_token_layer = pass(&runner, &replaced.collect(), &states)? / tokens as f64;
+            Replacement::Values(Arc::new(vec![0.01; entry.rows * entry.columns]))
+        };
+        self.replaced_token_layer = run(&replace_all(plan, values))? / tokens;
+        Ok(())
+    }
+
+    /// The same with few and with many tokens, on a device that adds up activations itself.
+    fn device_passes(&mut self, task: &Task<'_>, plan: &Plan<'_>, rate: Rate) -> Result<(), PipelineError> {
+        let weights: u64 = plan.of_layer(0).map(|(_, target)| target.weights()).sum();
+        let squares: f64 = plan.input_widths().map(|width| (width * width) as f64).sum();
+        let both = [*DEVICE_PASS_TOKENS.start(), *DEVICE_PASS_TOKENS.end()].map(|wanted| states(task, wanted));
+        let [few, many] = both.each_ref().map(|states| states.count() as f64);
+        let runner = task.runner();
+        // Seconds of a pass without tokens, and those of each token.
+        let split = |[short, long]: [f64; 2]| {
+            let each = if many > few { ((long - short) / (many - few)).max(0.0) } else { short / few };
+            ((short - few * each).max(0.0), each)
+        };
+        let run = |replaced: &Replaced| {
+            let [few, many] = &both;
+            let run = |states: &States| pass(&runner, || runner.layer(0, replaced, states).map(drop));
+            Ok::<_, PipelineError>(split([run(few)?, run(many)?]))
+        };
+        (self.layer_load, self.token_layer) = run(&Replaced::new())?;
+        self.pass_product = self.token_layer / weights as f64;
+        let trellis = |target: &Target<'_>| {
+            let scales = [target.inputs(), target.outputs()].map(|count| vec![f16::ONE; count]);
+            let [suh, svh] = scales;
+            let linear = Linear::new(rate, Codebook::Mul1, suh, svh).expect("scales of a target");
+            Replacement::Trellis(Arc::new(linear), target.input as u32)
+        };
+        (self.replaced_layer_load, self.replaced_token_layer) = run(&replace_all(plan, trellis))?;
+        let [few, many] = &both;
+        let run = |states: &States| pass(&runner, || runner.hessians(0, states).map(drop));
+        let (load, token) = split([run(few)?, run(many)?]);
+        self.hessian_square = (load - self.layer_load).max(0.0) / squares;
+        self.hessian_product = (token - self.token_layer).max(0.0) / (squares / 2.0);
         Ok(())
     }
 }
 
+/// Some of the sequences, with random states.
+fn states(task: &Task<'_>, wanted: usize) -> States {
+    let (mut lengths, mut tokens) = (Vec::new(), 0);
+    for sequence in task.sequences {
+        let length = sequence.len().min(wanted - tokens);
+        tokens += length;
+        if length > 0 {
+            lengths.push(length);
+        }
+    }
+    States { lengths, values: Arc::new(normal(10, tokens * task.source.config().hidden)) }
+}
+
+/// All weights of the first layer.
+fn replace_all(plan: &Plan<'_>, with: impl Fn(&Target<'_>) -> Replacement) -> Replaced {
+    plan.of_layer(0).map(|(_, target)| (target.tensor.entry.name.clone(), with(target))).collect()
+}
+
 /// Seconds of all threads for a pass through the first layer.
-fn pass(runner: &Runner<'_>, replaced: &Replaced, states: &States) -> Result<f64, PipelineError> {
+fn pass(runner: &Runner<'_>, mut run: impl FnMut() -> Result<(), PipelineError>) -> Result<f64, PipelineError> {
     let mut failed = None;
     let mut work = || {
-        let mut take = |_, rows| {
-            black_box(rows);
-            Ok(())
-        };
-        if let Err(error) = runner.layer(0, replaced, states, Some(&mut take)) {
+        if let Err(error) = run() {
             failed = Some(error);
         }
     };
@@ -171,18 +231,24 @@ fn product() -> f64 {
     of_thread(|| product.add_to(black_box(&mut sums), BLOCK)) / (BLOCK * BLOCK * INPUTS) as f64
 }
 
-/// The factors of n² and n³ in the time of a decomposition, from two sizes.
-fn decomposition() -> Result<(f64, f64), crate::QuantizeError> {
+/// The factors of n² and n³ in the time of a decomposition, from two sizes; on a device, the time of all threads, which
+/// wait for it.
+fn decomposition(task: &Task<'_>) -> Result<(f64, f64), crate::QuantizeError> {
+    let [small, large] = if task.hessians.is_some() { DEVICE_DECOMPOSED } else { DECOMPOSED };
     let time = |size: usize| {
         let mut hessian = Hessian::new(size)?;
-        hessian.add(&normal(14, 64 * size), 1)?;
+        hessian.add(&normal(14, 64 * size), task.options.threads)?;
         let ones = vec![f16::ONE; size];
-        let seconds = of_thread(|| drop(black_box(Factor::new(&hessian, &ones, 0.1, 1))));
+        let mut decompose = || drop(black_box(Factor::new_on(task.hessians, &hessian, &ones, 0.1, 1)));
+        let seconds = match task.hessians {
+            Some(_) => clock::turns(|| None, &mut decompose) * task.options.threads as f64,
+            None => of_thread(decompose),
+        };
         Ok::<_, crate::QuantizeError>(seconds / (size * size) as f64)
     };
-    let (small, large) = (time(INPUTS / 2)?, time(INPUTS)?);
-    let cube = ((large - small) / (INPUTS / 2) as f64).max(0.0);
-    Ok(((large - cube * INPUTS as f64).max(0.0), cube))
+    let (of_small, of_large) = (time(small)?, time(large)?);
+    let cube = ((of_large - of_small) / (large - small) as f64).max(0.0);
+    Ok(((of_large - cube * large as f64).max(0.0), cube))
 }
 
 fn decoding(rate: Rate) -> Result<f64, PipelineError> {

@@ -3,10 +3,13 @@
 //! Pages of the checkpoint are not counted: the system takes them back when it needs them, and they are given back as
 //! soon as they were read.
 
+use std::iter;
+
 use tensor::format::trellis::Rate;
+use tensor::format::trellis::hadamard::BLOCK;
 
 use super::super::plan::{Plan, Target};
-use super::super::rounding::INPUTS;
+use super::super::rounding::{INPUTS, threads};
 use super::super::sensitivity::{self, COPIES};
 use super::super::states::Runner;
 use super::super::{Allocation, PipelineError, Task};
@@ -55,7 +58,6 @@ impl Sizes<'_> {
         let weights = self.layer_weights();
         let factors: u64 = self.widths().iter().map(|&width| 4 * squared(width)).sum();
         let tiles = (0..self.plan.source.config().layers.len()).map(|layer| self.tiles(layer)).max().unwrap_or(0);
-        let widest = self.widths().into_iter().max().unwrap_or(0);
         Ok([
             Phase { what: "a layer's inputs are summed up", bytes: 2 * states + hessians + pass },
             Phase {
@@ -64,7 +66,7 @@ impl Sizes<'_> {
             },
             Phase {
                 what: "a layer is rounded",
-                bytes: states + hessians + weights + factors + 2 * tiles + self.threads(widest),
+                bytes: states + hessians + weights + factors + 2 * tiles + self.threads(0),
             },
             Phase { what: "the text goes on through a rounded layer", bytes: 2 * states + weights + tiles + pass },
         ])
@@ -77,7 +79,7 @@ impl Sizes<'_> {
         let (inputs, tiles) = (self.plan.targets.last().map_or(0, Target::inputs), self.tiles(layers));
         let hessian = 4 * squared(inputs);
         // The tiles as they are made, put together, and as a file.
-        let rounding = hessian + 3 * tiles + self.threads(inputs);
+        let rounding = hessian + 3 * tiles + self.threads(layers);
         Ok([
             Phase { what: "the head is rounded", bytes: states + hessian + decomposing(&[inputs]).max(rounding) },
             Phase { what: "the folder is written", bytes: 3 * tiles },
@@ -98,15 +100,17 @@ impl Sizes<'_> {
         let probability = 4 * (config.vocabulary * compared.iter().sum::<usize>()) as u64;
         let kept = base + copies + 4 * squared(inputs);
         let widest = self.widths().into_iter().max().unwrap_or(0);
+        let trial = match self.task.hessians {
+            // All inputs at once.
+            Some(_) => 2 * self.layer_weights() + self.hessians() + self.layer_pass(&compared)?,
+            None => 2 * weights + decomposing(&[widest]).max(self.layer_pass(&compared)?),
+        };
         Ok([
             Phase {
                 what: "copies of the states go through a layer",
                 bytes: kept + hessians + 2 * group + self.layer_pass(&grouped)?,
             },
-            Phase {
-                what: "a layer's weights get errors for trial",
-                bytes: kept + hessians + 2 * weights + decomposing(&[widest]).max(self.layer_pass(&compared)?),
-            },
+            Phase { what: "a layer's weights get errors for trial", bytes: kept + hessians + trial },
             Phase { what: "the head gets errors for trial", bytes: kept + head + decomposing(&[inputs]) },
             Phase {
                 what: "predictions are compared",
@@ -129,8 +133,7 @@ impl Sizes<'_> {
 
     /// Lengths of the inputs of a layer's weights, with padding.
     fn widths(&self) -> Vec<usize> {
-        let input = |input| self.plan.of_layer(0).find(|(_, target)| target.input == input);
-        (0..INPUTS.len()).filter_map(input).map(|(_, target)| target.inputs()).collect()
+        self.plan.input_widths().collect()
     }
 
     fn hessians(&self) -> u64 {
@@ -153,9 +156,16 @@ impl Sizes<'_> {
         self.plan.of_layer(layer).map(|(index, target)| target.tile_bytes(self.rates[index])).sum()
     }
 
-    /// What all threads have while they round.
-    fn threads(&self, inputs: usize) -> u64 {
-        self.task.options.threads as u64 * (SEARCH + BLOCKS * 4 * 128 * inputs as u64)
+    /// What all threads have while they round a layer, or the head as that after the last: the blocks with the most
+    /// inputs come first.
+    fn threads(&self, layer: usize) -> u64 {
+        let threads = threads(self.task);
+        let targets = self.plan.of_layer(layer);
+        let blocks = targets.flat_map(|(_, target)| iter::repeat_n(target.inputs(), target.outputs() / BLOCK));
+        let mut blocks: Vec<usize> = blocks.collect();
+        blocks.sort_unstable_by_key(|&inputs| std::cmp::Reverse(inputs));
+        let inputs: usize = blocks.into_iter().take(threads).sum();
+        threads as u64 * SEARCH + BLOCKS * 4 * (BLOCK * inputs) as u64
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Estimate {
     pub parts: Vec<(Part, f64)>,
     /// Threads that share them.
     pub threads: usize,
+    /// Whether a device searches for tiles while threads prepare others.
+    pub overlaps: bool,
 }
 
 impl Estimate {
@@ -41,7 +43,10 @@ impl Estimate {
 
     /// Seconds from beginning to end, if the threads have a core each.
     pub fn seconds(&self) -> f64 {
-        self.processor_seconds() / self.threads as f64
+        let of = |part| self.parts.iter().filter(|(other, _)| *other == part).map(|(_, seconds)| seconds).sum::<f64>();
+        let meanwhile = of(Part::Tiles).min(of(Part::Feedback) + of(Part::Rotation));
+        let hidden = if self.overlaps { meanwhile } else { 0.0 };
+        (self.processor_seconds() - hidden) / self.threads as f64
     }
 }
 
@@ -60,7 +65,14 @@ impl Task<'_> {
         let work = Work::of(self, &plan, &rates);
         let speeds = Speeds::measure(self, &plan, &rates)?;
         let parts = work.seconds(&speeds);
-        Ok(Estimate { phases, work, speeds, parts, threads: self.options.threads.max(1) })
+        Ok(Estimate {
+            phases,
+            work,
+            speeds,
+            parts,
+            threads: self.options.threads.max(1),
+            overlaps: self.tiles.is_some(),
+        })
     }
 
     /// Memory of each phase, as [`Estimate::phases`], without a measurement.

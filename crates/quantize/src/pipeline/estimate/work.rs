@@ -69,6 +69,10 @@ pub struct Work {
     pub squares: f64,
     /// See `squares`.
     pub cubes: f64,
+    /// Layers of the source that are brought to where they run, and rounded ones.
+    pub layer_loads: f64,
+    /// See `layer_loads`.
+    pub replaced_layer_loads: f64,
     /// Tokens of the text times layers, through the source's weights.
     pub token_layers: f64,
     /// The same through rounded layers.
@@ -80,6 +84,8 @@ pub struct Work {
 /// What measuring costs takes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Costs {
+    /// As [`Work::layer_loads`].
+    pub layer_loads: f64,
     /// Tokens times layers.
     pub token_layers: f64,
     /// Products of the head.
@@ -103,8 +109,13 @@ impl Work {
     pub(super) fn of(task: &Task<'_>, plan: &Plan<'_>, rates: &[Rate]) -> Work {
         let layers = plan.source.config().layers.len() as f64;
         let tokens: f64 = task.sequences.iter().map(|sequence| sequence.len() as f64).sum();
-        let mut work =
-            Work { token_layers: tokens * layers, replaced_token_layers: tokens * layers, ..Work::default() };
+        let mut work = Work {
+            layer_loads: layers,
+            replaced_layer_loads: layers,
+            token_layers: tokens * layers,
+            replaced_token_layers: tokens * layers,
+            ..Work::default()
+        };
         for (target, &rate) in plan.targets.iter().zip(rates) {
             let (inputs, weights) = (target.inputs() as f64, target.weights() as f64);
             let tiles = weights / LEN as f64;
@@ -130,14 +141,16 @@ impl Work {
     /// Seconds of one thread at these speeds.
     pub fn seconds(&self, speeds: &Speeds) -> Vec<(Part, f64)> {
         let tiles = self.tiles.iter().map(|(rate, tiles)| tiles * speeds.tiles.get(rate).copied().unwrap_or(0.0));
-        let text = self.token_layers * speeds.token_layer
+        let text = self.layer_loads * speeds.layer_load
+            + self.replaced_layer_loads * speeds.replaced_layer_load
+            + self.token_layers * speeds.token_layer
             + self.replaced_token_layers * speeds.replaced_token_layer
             + self.weights * speeds.decoded_weight;
         vec![
             (Part::Tiles, tiles.sum()),
             (Part::Feedback, self.feedback * speeds.product),
             (Part::Rotation, self.weights * speeds.rotated_weight),
-            (Part::Hessians, self.hessians * speeds.hessian_product),
+            (Part::Hessians, self.hessians * speeds.hessian_product + self.squares * speeds.hessian_square),
             (Part::Decomposition, self.squares * speeds.square + self.cubes * speeds.cube),
             (Part::Text, text),
             (Part::Sensitivity, self.costs.seconds(speeds)),
@@ -151,11 +164,13 @@ impl Costs {
         let layers = config.layers.len();
         let (all, compared) = sensitivity::lengths(task.sequences, task.options);
         let (all, compared) = (all.iter().sum::<usize>() as f64, compared.iter().sum::<usize>() as f64);
-        let mut costs = Costs { token_layers: 2.0 * all * layers as f64, ..Costs::default() };
+        let (token_layers, layer_loads) = (2.0 * all * layers as f64, 2.0 * layers as f64);
+        let mut costs = Costs { token_layers, layer_loads, ..Costs::default() };
         let mut copies = f64::from(u8::from(config.tied_embeddings));
         for layer in 0..layers {
             let own = plan.of_layer(layer).count() as f64;
             costs.token_layers += (copies + own) * compared;
+            costs.layer_loads += (copies / sensitivity::COPIES as f64).ceil() + own;
             copies += if sensitivity::keeps(task.options, layer, layers) { own } else { 0.0 };
         }
         let head = plan.targets.last().map_or(0, |target| target.weights() as usize) as f64;
@@ -163,7 +178,10 @@ impl Costs {
         costs.head = (copies + 1.0) * compared * head;
         let again = if config.tied_embeddings { head } else { 0.0 };
         costs.weights = work.weights + again;
-        let products = plan.targets.iter().map(|target| target.inputs() as f64 * target.weights() as f64 / 2.0);
+        let products = plan.targets.iter().map(|target| {
+            let products = target.inputs() as f64 * target.weights() as f64 / 2.0;
+            products / sensitivity::every(task.options, target.layer, layers) as f64
+        });
         costs.feedback = products.sum::<f64>() + again * config.hidden as f64 / 2.0;
         for target in inputs(plan) {
             let inputs = target.inputs() as f64;
@@ -175,13 +193,14 @@ impl Costs {
     }
 
     fn seconds(&self, speeds: &Speeds) -> f64 {
-        self.token_layers * speeds.token_layer
+        self.layer_loads * speeds.layer_load
+            + self.token_layers * speeds.token_layer
             + self.head * speeds.pass_product
             + self.logits * speeds.logit
             + self.weights * speeds.noisy_weight
             + self.feedback * speeds.product
             + self.hessians * speeds.hessian_product
-            + self.squares * speeds.square
+            + self.squares * (speeds.square + speeds.hessian_square)
             + self.cubes * speeds.cube
     }
 }
