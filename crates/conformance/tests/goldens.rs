@@ -177,3 +177,26 @@ fn a_model_with_a_vision_encoder_loads() {
         assert!(logits.iter().all(|logit| logit.is_finite()), "{name}");
     }
 }
+
+/// exllamav3 quantized this model, half rates among others, and computed the logits, in binary16.
+#[test]
+fn logits_of_a_model_that_exllamav3_quantized() {
+    let model = "exllamav3-vision";
+    let golden = Golden::open(model);
+    let (tokens, expected) = (golden.tokens("input_ids"), golden.floats("logits").expect("it is there"));
+    let root_mean_square = |values: &mut dyn Iterator<Item = f64>| {
+        let squares: f64 = values.map(|value| value * value).sum();
+        (squares / expected.len() as f64).sqrt()
+    };
+    let size = root_mean_square(&mut expected.iter().map(|&value| f64::from(value)));
+    for (name, backend) in backends() {
+        let mut engine = load(&*backend, model, 512);
+        let (_, logits) = forward(&mut engine, &tokens);
+        assert_eq!(logits.len(), expected.len(), "{name}");
+        let differences = || logits.iter().zip(&expected).map(|(&a, &b)| f64::from(a) - f64::from(b));
+        let largest = differences().fold(0.0, |largest: f64, difference| largest.max(difference.abs()));
+        let mean = root_mean_square(&mut differences());
+        // Half a unit of the largest logits, 63, is 0.016.
+        assert!(mean <= 1e-3 * size && largest <= 0.05, "{name}: {mean:e} of {size}, {largest} at most");
+    }
+}
