@@ -1,15 +1,17 @@
 //! A checkpoint as its users see it: metadata and named tensors.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use tensor::DType;
 use tensor::format::trellis::{Codebook, Linear, Rate};
 
 use crate::exl3::{self, TrellisInfo};
+use crate::folder::{Folder, StaticFile};
 use crate::safetensors::Declared;
 use crate::storage::Storage;
 use crate::{CheckpointError, HuggingFace, TensorData, gguf, huggingface, sniff};
@@ -126,8 +128,7 @@ pub struct EncodingBytes {
 /// An open checkpoint. Its files stay mapped as long as it or any [`TensorData`] of it lives.
 #[derive(Debug)]
 pub struct Checkpoint {
-    path: Option<PathBuf>,
-    folder: Option<PathBuf>,
+    folder: Option<Folder>,
     metadata: Metadata,
     files: Vec<Arc<Storage>>,
     file_names: Vec<String>,
@@ -161,41 +162,35 @@ impl Checkpoint {
     /// whatever breaks the rules of the formats.
     pub fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
         let about = std::fs::metadata(path).map_err(|error| CheckpointError::io("open", path, error))?;
-        let (metadata, parts, folder) = if about.is_dir() {
-            let (metadata, parts) = huggingface::open(path)?;
-            (Metadata::HuggingFace(metadata), parts, Some(path.to_owned()))
-        } else {
-            let storage = Storage::map(path)?;
-            if !storage.bytes().starts_with(&gguf::MAGIC) {
-                return Err(sniff::wrong_kind(&path.display().to_string(), "a GGUF file", storage.bytes()));
-            }
-            let (metadata, parts) = gguf::open(path, storage)?;
-            (Metadata::Gguf(metadata), parts, None)
-        };
-        Checkpoint::assemble(Some(path.to_owned()), folder, metadata, parts)
+        if about.is_dir() {
+            return Checkpoint::of_folder(Folder::Disk(path.to_owned()));
+        }
+        let (storage, place) = (Storage::map(path)?, path.display().to_string());
+        if !storage.bytes().starts_with(&gguf::MAGIC) {
+            return Err(sniff::wrong_kind(&place, "a GGUF file", storage.bytes()));
+        }
+        let (metadata, parts) = gguf::open(path, storage)?;
+        Checkpoint::assemble(&place, None, Metadata::Gguf(metadata), parts)
     }
 
-    /// Opens a GGUF file that is part of the program.
+    /// Opens a Hugging Face folder whose files are part of the program. No weight is copied.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`]; split files are refused.
-    pub fn from_static(bytes: &'static [u8]) -> Result<Checkpoint, CheckpointError> {
-        const NAME: &str = "built-in model";
-        if !bytes.starts_with(&gguf::MAGIC) {
-            return Err(sniff::wrong_kind(NAME, "a GGUF file", bytes));
-        }
-        let file = gguf::parse(NAME, bytes)?;
-        if file.split_count() > 1 {
-            return Err(CheckpointError::unsupported(NAME, "it is one part of a split file"));
-        }
-        let part = Part::new(NAME.as_ref(), Storage::Static(bytes), file.tensors);
-        Checkpoint::assemble(None, None, Metadata::Gguf(file.metadata), vec![part])
+    /// As [`Checkpoint::open`].
+    pub fn from_static(files: &'static [StaticFile]) -> Result<Checkpoint, CheckpointError> {
+        Checkpoint::of_folder(Folder::Static(files))
     }
 
-    /// Puts the tensors of all files into one sorted table.
+    fn of_folder(folder: Folder) -> Result<Checkpoint, CheckpointError> {
+        let (metadata, parts) = huggingface::open(&folder)?;
+        let place = folder.path().display().to_string();
+        Checkpoint::assemble(&place, Some(folder), Metadata::HuggingFace(metadata), parts)
+    }
+
+    /// Puts the tensors of all files into one sorted table. `place` is the checkpoint's name for messages.
     fn assemble(
-        path: Option<PathBuf>,
-        folder: Option<PathBuf>,
+        place: &str,
+        folder: Option<Folder>,
         metadata: Metadata,
         parts: Vec<Part>,
     ) -> Result<Checkpoint, CheckpointError> {
@@ -206,13 +201,12 @@ impl Checkpoint {
             all.extend(part.tensors.into_iter().map(|tensor| (file, tensor)));
         }
         all.sort_by(|(_, a), (_, b)| a.name.cmp(&b.name));
-        let place = || path.as_deref().map_or("built-in model".to_owned(), |path| path.display().to_string());
         if let Some(pair) = all.windows(2).find(|pair| pair[0].1.name == pair[1].1.name) {
             let problem = format!("tensor `{}` is in two of its files", pair[0].1.name);
-            return Err(CheckpointError::invalid(&place(), problem));
+            return Err(CheckpointError::invalid(place, problem));
         }
         let trellis = match &metadata {
-            Metadata::HuggingFace(metadata) => exl3::take(&place(), metadata, &mut all, &files)?,
+            Metadata::HuggingFace(metadata) => exl3::take(place, metadata, &mut all, &files)?,
             Metadata::Gguf(_) => Vec::new(),
         };
         let (mut tensors, mut unsupported) = (Vec::new(), Vec::new());
@@ -229,7 +223,7 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(Checkpoint { path, folder, metadata, files, file_names, tensors, trellis, unsupported })
+        Ok(Checkpoint { folder, metadata, files, file_names, tensors, trellis, unsupported })
     }
 
     /// What the checkpoint says about its model.
@@ -237,14 +231,25 @@ impl Checkpoint {
         &self.metadata
     }
 
-    /// The Hugging Face folder, where the tokenizer's files are too; `None` for GGUF.
+    /// The Hugging Face folder on disk; `None` for GGUF, and for a folder that is part of the program.
     pub fn folder(&self) -> Option<&Path> {
-        self.folder.as_deref()
+        match &self.folder {
+            Some(Folder::Disk(path)) => Some(path),
+            Some(Folder::Static(_)) | None => None,
+        }
     }
 
-    /// What [`Checkpoint::open`] was given; `None` for a built-in model.
-    pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+    /// All bytes of a file that is in the Hugging Face folder beside the weights, as `tokenizer.json` is. `None` if it
+    /// is not there, and for GGUF.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub fn read_file(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, CheckpointError> {
+        let Some(folder) = &self.folder else { return Ok(None) };
+        match folder.read(name, u64::MAX) {
+            Err(CheckpointError::NotFound { .. }) => Ok(None),
+            found => found.map(Some),
+        }
     }
 
     /// The files of the weights, in the order in which they were opened.

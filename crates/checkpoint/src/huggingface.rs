@@ -2,14 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io::Read;
-use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 
 use crate::checkpoint::Part;
-use crate::storage::Storage;
+use crate::folder::Folder;
 use crate::{CheckpointError, safetensors, sniff};
 
 /// Longest JSON file that is read: the largest indices have a few megabytes.
@@ -28,82 +26,69 @@ pub struct HuggingFace {
 }
 
 /// Opens a folder and the headers of all its weights.
-pub(crate) fn open(folder: &Path) -> Result<(HuggingFace, Vec<Part>), CheckpointError> {
-    let names = list(folder)?;
+pub(crate) fn open(folder: &Folder) -> Result<(HuggingFace, Vec<Part>), CheckpointError> {
+    let names = folder.names()?;
     if !names.contains("config.json") {
         let gguf = names.iter().find(|name| name.to_lowercase().ends_with(".gguf"));
-        let hint = gguf
-            .map_or(String::new(), |name| format!("to open a GGUF file, name it: `{}`", folder.join(name).display()));
-        return Err(CheckpointError::MissingFile { folder: folder.into(), what: "`config.json`".into(), hint });
+        let hint = gguf.map_or(String::new(), |name| {
+            format!("to open a GGUF file, name it: `{}`", folder.path().join(name).display())
+        });
+        return Err(CheckpointError::MissingFile { folder: folder.path().into(), what: "`config.json`".into(), hint });
     }
-    let config = read_text(&folder.join("config.json"))?;
-    let generation = folder.join("generation_config.json");
-    let generation_config = if names.contains("generation_config.json") { Some(read_text(&generation)?) } else { None };
+    let config = read_text(folder, "config.json")?;
+    let generation = "generation_config.json";
+    let generation_config = if names.contains(generation) { Some(read_text(folder, generation)?) } else { None };
     let parts = if names.contains(SINGLE) {
-        vec![part(&folder.join(SINGLE))?]
+        vec![part(folder, SINGLE)?]
     } else if names.contains(INDEX) {
         open_indexed(folder, &names)?
     } else {
-        weight_files(folder, &names)?.iter().map(|name| part(&folder.join(name))).collect::<Result<_, _>>()?
+        weight_files(folder, &names)?.iter().map(|name| part(folder, name)).collect::<Result<_, _>>()?
     };
     Ok((HuggingFace { config, generation_config }, parts))
 }
 
-/// Names of the files in a folder.
-fn list(folder: &Path) -> Result<BTreeSet<String>, CheckpointError> {
-    let failed = |error| CheckpointError::io("list", folder, error);
-    let mut names = BTreeSet::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        names.insert(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
-    }
-    Ok(names)
-}
-
 /// Reads a JSON file as text.
-fn read_text(path: &Path) -> Result<String, CheckpointError> {
-    let failed = |error| CheckpointError::io("read", path, error);
-    let name = path.display().to_string();
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(JSON_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+fn read_text(folder: &Folder, file: &str) -> Result<String, CheckpointError> {
+    let name = folder.path().join(file).display().to_string();
+    let bytes = folder.read(file, JSON_BYTES_MAX)?;
     if bytes.len() as u64 > JSON_BYTES_MAX {
         return Err(CheckpointError::invalid(&name, format!("it has more than {JSON_BYTES_MAX} bytes")));
     }
     match bytes.trim_ascii_start().first() {
         // An editor on Windows may have put a byte order mark there, which the JSON reader then names.
         Some(b'{' | 0xef) => {
-            String::from_utf8(bytes).map_err(|_| CheckpointError::invalid(&name, "it is not valid UTF-8"))
+            String::from_utf8(bytes.into_owned()).map_err(|_| CheckpointError::invalid(&name, "it is not valid UTF-8"))
         }
         _ => Err(sniff::wrong_kind(&name, "a JSON object", &bytes)),
     }
 }
 
-/// Maps a safetensors file and reads its header.
-fn part(path: &Path) -> Result<Part, CheckpointError> {
-    let storage = Storage::map(path)?;
+/// The tensors of a safetensors file, from its header.
+fn part(folder: &Folder, name: &str) -> Result<Part, CheckpointError> {
+    let (path, storage) = (folder.path().join(name), folder.storage(name)?);
     let tensors = safetensors::parse(&path.display().to_string(), storage.bytes())?;
-    Ok(Part::new(path, storage, tensors))
+    Ok(Part::new(&path, storage, tensors))
 }
 
 /// Opens the shards that the index names and keeps the tensors that it finds in them.
-fn open_indexed(folder: &Path, names: &BTreeSet<String>) -> Result<Vec<Part>, CheckpointError> {
-    let path = folder.join(INDEX);
-    let index = Index::parse(&path.display().to_string(), read_text(&path)?.as_bytes())?;
+fn open_indexed(folder: &Folder, names: &BTreeSet<String>) -> Result<Vec<Part>, CheckpointError> {
+    let path = folder.path().join(INDEX);
+    let index = Index::parse(&path.display().to_string(), read_text(folder, INDEX)?.as_bytes())?;
     let missing: Vec<String> = index.shards.keys().filter(|shard| !names.contains(*shard)).cloned().collect();
     if !missing.is_empty() {
-        return Err(CheckpointError::MissingShards { folder: folder.to_owned(), missing });
+        return Err(CheckpointError::MissingShards { folder: folder.path().to_owned(), missing });
     }
     let mut parts = Vec::new();
     for (shard, wanted) in &index.shards {
-        let path = folder.join(shard);
-        let mut part = part(&path)?;
+        let mut part = part(folder, shard)?;
         // The index decides: a tensor that it doesn't place in this file is left out, as in the transformers library.
         part.tensors.retain(|tensor| wanted.contains(&tensor.name));
         if part.tensors.len() < wanted.len() {
             let found: BTreeSet<&str> = part.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
             let lost = wanted.iter().find(|name| !found.contains(name.as_str())).map_or("", |name| name);
             let problem = format!("tensor `{lost}` is missing, which the index places there");
-            return Err(CheckpointError::invalid(&path.display().to_string(), problem));
+            return Err(CheckpointError::invalid(&folder.path().join(shard).display().to_string(), problem));
         }
         parts.push(part);
     }
@@ -111,7 +96,7 @@ fn open_indexed(folder: &Path, names: &BTreeSet<String>) -> Result<Vec<Part>, Ch
 }
 
 /// The weight files of a folder that has neither `model.safetensors` nor an index.
-fn weight_files(folder: &Path, names: &BTreeSet<String>) -> Result<Vec<PathBuf>, CheckpointError> {
+fn weight_files(folder: &Folder, names: &BTreeSet<String>) -> Result<Vec<String>, CheckpointError> {
     let counts: BTreeSet<&str> = names.iter().filter_map(|name| shard_numbers(name)).map(|(_, count)| count).collect();
     let files: Vec<&String> = names.iter().filter(|name| name.ends_with(".safetensors")).collect();
     match (counts.iter().collect::<Vec<_>>().as_slice(), files.as_slice()) {
@@ -121,23 +106,23 @@ fn weight_files(folder: &Path, names: &BTreeSet<String>) -> Result<Vec<PathBuf>,
                 (1..=total).map(|number| format!("model-{number:05}-of-{count}.safetensors")).collect();
             let missing: Vec<String> = all.iter().filter(|name| !names.contains(*name)).cloned().collect();
             if !missing.is_empty() {
-                return Err(CheckpointError::MissingShards { folder: folder.to_owned(), missing });
+                return Err(CheckpointError::MissingShards { folder: folder.path().to_owned(), missing });
             }
-            Ok(all.into_iter().map(PathBuf::from).collect())
+            Ok(all)
         }
-        ([], [file]) => Ok(vec![PathBuf::from(file)]),
+        ([], [file]) => Ok(vec![(*file).clone()]),
         ([], []) => {
             let pickle =
                 names.iter().any(|name| name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth"));
             let hint =
                 if pickle { "it has pickle files, which are not read: download the `.safetensors` files" } else { "" };
             let what = format!("`{SINGLE}` or `{INDEX}`");
-            Err(CheckpointError::MissingFile { folder: folder.to_owned(), what, hint: hint.to_owned() })
+            Err(CheckpointError::MissingFile { folder: folder.path().to_owned(), what, hint: hint.to_owned() })
         }
         _ => {
             let hint =
                 format!("several safetensors files are there, and nothing says which belong together: add `{INDEX}`");
-            Err(CheckpointError::MissingFile { folder: folder.to_owned(), what: format!("`{INDEX}`"), hint })
+            Err(CheckpointError::MissingFile { folder: folder.path().to_owned(), what: format!("`{INDEX}`"), hint })
         }
     }
 }

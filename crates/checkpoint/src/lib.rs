@@ -5,6 +5,8 @@
 //! [`safetensors::Writer`] write through an [`AtomicFile`], so that a target is either the old file or the whole new
 //! one.
 //!
+//! [`Checkpoint::from_static`] does the same with a folder whose files are part of the program.
+//!
 //! The weights of an EXL3 folder, which are several tensors each, come as one ([`exl3`]).
 //!
 //! This crate knows no model: names, shapes and metadata mean nothing to it.
@@ -13,6 +15,7 @@ mod atomic_file;
 mod checkpoint;
 mod error;
 pub mod exl3;
+mod folder;
 pub mod gguf;
 pub mod huggingface;
 pub mod safetensors;
@@ -25,5 +28,6 @@ pub use checkpoint::{
     Checkpoint, Encoding, EncodingBytes, FileInfo, Metadata, RawTensor, TensorInfo, UnsupportedTensor,
 };
 pub use error::CheckpointError;
+pub use folder::StaticFile;
 pub use huggingface::HuggingFace;
 pub use storage::TensorData;

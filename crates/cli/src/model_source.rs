@@ -5,10 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use checkpoint::Checkpoint;
+use checkpoint::{Checkpoint, StaticFile};
 
-/// The model that is part of the program.
-static BUILT_IN: &[u8] = include_bytes!("../model/tiny-q4_0.gguf");
+/// The folder of the model that is part of the program.
+static BUILT_IN: &[StaticFile] = &[
+    ("config.json", include_bytes!("../model/tiny/config.json")),
+    ("generation_config.json", include_bytes!("../model/tiny/generation_config.json")),
+    ("model.safetensors", include_bytes!("../model/tiny/model.safetensors")),
+    ("tokenizer.model", include_bytes!("../model/tiny/tokenizer.model")),
+    ("tokenizer_config.json", include_bytes!("../model/tiny/tokenizer_config.json")),
+];
 const BUILT_IN_NAME: &str = "built-in model";
 
 /// An opened checkpoint and what to call it.

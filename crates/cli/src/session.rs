@@ -1,7 +1,5 @@
 //! A model that is ready to answer: engine, tokenizer, chat template and the defaults of its files.
 
-use std::fs;
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -141,26 +139,22 @@ impl GenerationConfig {
 /// # Errors
 /// None of them is there, or it is not valid.
 pub(crate) fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer> {
-    let folder = match (checkpoint.metadata(), checkpoint.folder()) {
-        (Metadata::Gguf(metadata), _) => {
-            let vocabulary = gguf_text::read_vocabulary(metadata).context(
-                "the file has no vocabulary (`tokenizer.ggml.tokens`)\n\nhint: convert the model again, with \
-                 its tokenizer",
-            )?;
-            return Ok(Tokenizer::from_vocabulary(vocabulary)?);
-        }
-        (Metadata::HuggingFace(_), folder) => folder.unwrap_or(Path::new(".")),
-    };
-    if let Some(bytes) = read(&folder.join("tokenizer.json"))? {
+    if let Metadata::Gguf(metadata) = checkpoint.metadata() {
+        let vocabulary = gguf_text::read_vocabulary(metadata).context(
+            "the file has no vocabulary (`tokenizer.ggml.tokens`)\n\nhint: convert the model again, with its tokenizer",
+        )?;
+        return Ok(Tokenizer::from_vocabulary(vocabulary)?);
+    }
+    if let Some(bytes) = checkpoint.read_file("tokenizer.json")? {
         return Ok(Tokenizer::from_json(&bytes)?);
     }
-    if let Some(bytes) = read(&folder.join("tokenizer.model"))? {
+    if let Some(bytes) = checkpoint.read_file("tokenizer.model")? {
         return Ok(Tokenizer::from_sentencepiece(&bytes)?);
     }
     bail!(
-        "`{}` has neither tokenizer.json nor tokenizer.model\n\nhint: download the tokenizer of the model into the \
-         same folder",
-        folder.display()
+        "{} has neither tokenizer.json nor tokenizer.model\n\nhint: download the tokenizer of the model into the same \
+         folder",
+        checkpoint.folder().map_or("the model".into(), |folder| format!("`{}`", folder.display()))
     )
 }
 
@@ -169,32 +163,20 @@ pub(crate) fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer> {
 /// # Errors
 /// A template that is not valid.
 pub(crate) fn template(checkpoint: &Checkpoint) -> Result<ChatTemplate> {
-    let folder = match (checkpoint.metadata(), checkpoint.folder()) {
-        (Metadata::Gguf(metadata), _) => {
-            let source = gguf_text::read_template(metadata);
-            return Ok(source.map(ChatTemplate::from_text).transpose()?.unwrap_or_else(ChatTemplate::gemma));
-        }
-        (Metadata::HuggingFace(_), folder) => folder.unwrap_or(Path::new(".")),
-    };
-    if let Some(bytes) = read(&folder.join("chat_template.jinja"))? {
-        let source = String::from_utf8(bytes).context("`chat_template.jinja` is no text in UTF-8")?;
-        return Ok(ChatTemplate::from_text(&source)?);
+    if let Metadata::Gguf(metadata) = checkpoint.metadata() {
+        let source = gguf_text::read_template(metadata);
+        return Ok(source.map(ChatTemplate::from_text).transpose()?.unwrap_or_else(ChatTemplate::gemma));
+    }
+    if let Some(bytes) = checkpoint.read_file("chat_template.jinja")? {
+        let source = str::from_utf8(&bytes).context("`chat_template.jinja` is no text in UTF-8")?;
+        return Ok(ChatTemplate::from_text(source)?);
     }
     for name in ["chat_template.json", "tokenizer_config.json"] {
         // Both have a field `chat_template`.
-        let found = read(&folder.join(name))?.map(|bytes| ChatTemplate::from_tokenizer_config(&bytes)).transpose();
+        let found = checkpoint.read_file(name)?.map(|bytes| ChatTemplate::from_tokenizer_config(&bytes)).transpose();
         if let Some(template) = found.with_context(|| format!("`{name}` can't be used"))?.flatten() {
             return Ok(template);
         }
     }
     Ok(ChatTemplate::gemma())
-}
-
-/// A file's bytes; `None` if it is not there.
-fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("can't read `{}`", path.display())),
-    }
 }

@@ -1,5 +1,7 @@
 //! The program as people and scripts see it: output, messages, exit codes.
 
+mod built_in;
+
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -85,10 +87,6 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
-}
-
-fn built_in() -> Vec<u8> {
-    std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/model/tiny-q4_0.gguf")).unwrap()
 }
 
 #[test]
@@ -211,7 +209,7 @@ fn inspect_and_completions_report() {
 fn quantize_writes_files_that_run() {
     let folder = Folder::new("quantize");
     let file = folder.path("model.gguf");
-    let source = folder.file("source.gguf", &built_in());
+    let source = folder.file("source.gguf", &std::fs::read(built_in::gguf()).unwrap());
     success(&run(&["quantize", &source, "--format", "q8_0", "--output", &file]));
     assert_eq!(success(&run(&["run", &file, "--temperature", "0", "What is the opposite of late?"])), "early\n");
     failure(&["quantize", &source, "--format", "q8_0", "--output", &file], 1, &["exists already", "--force"]);
@@ -284,7 +282,7 @@ fn bench_times_random_models() {
 #[test]
 fn bad_models_get_a_message() {
     let folder = Folder::new("models");
-    let model = built_in();
+    let model = std::fs::read(built_in::gguf()).unwrap();
     let cut = folder.file("cut.gguf", &model[..model.len() / 2]);
     let header = folder.file("header.gguf", &model[..100]);
     let empty = folder.file("empty.gguf", b"");

@@ -1,23 +1,24 @@
 //! `evaluate` beside an original and with saved logits, as scripts see it: the built-in model and formats made of it.
 
+mod built_in;
 mod common;
 
 use std::process::{Command, Output, Stdio};
 use std::{env, fs};
 
+use built_in::gguf;
 use checkpoint::Checkpoint;
 use common::Folder;
 use serde_json::Value;
 use tensor::WeightBytes;
 
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/model/tiny-q4_0.gguf");
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../LICENSE-APACHE");
 
 /// The built-in model, its embedding in a format of fewer bits.
 fn smaller(folder: &Folder) -> String {
     let path = folder.path("smaller.gguf");
     let output =
-        run(&["quantize", MODEL, "--format", "q4_0", "--embedding-format", "q4_0", "--output", &path, "--json"]);
+        run(&["quantize", gguf(), "--format", "q4_0", "--embedding-format", "q4_0", "--output", &path, "--json"]);
     assert!(output.status.success(), "{}", message(&output));
     path
 }
@@ -67,16 +68,16 @@ fn number(value: &Value) -> f64 {
 
 #[test]
 fn a_model_is_its_own_original() {
-    let found = evaluate(MODEL, &["--against", MODEL]);
+    let found = evaluate(gguf(), &["--against", gguf()]);
     let whole = report(&found);
     assert_eq!((&whole["against"], &whole["protocol"]), (&"tiny-q4_0.gguf".into(), &"llama.cpp".into()));
     let found = text(&found);
     assert_eq!((&found["windows"], &found["predictions"]), (&2.into(), &510.into()));
     assert_eq!((number(&found["kl"]["max"]), number(&found["same_top"])), (0.0, 1.0));
     assert_eq!(found["perplexity"], found["original_perplexity"]);
-    let alone = text(&evaluate(MODEL, &["--protocol", "llama.cpp"]));
+    let alone = text(&evaluate(gguf(), &["--protocol", "llama.cpp"]));
     assert_eq!(alone["perplexity"], found["perplexity"]);
-    let pieces = text(&evaluate(MODEL, &[]));
+    let pieces = text(&evaluate(gguf(), &[]));
     assert_eq!(pieces["predictions"], 1022);
 }
 
@@ -84,15 +85,15 @@ fn a_model_is_its_own_original() {
 fn saved_logits_stand_for_the_original() {
     let folder = Folder::new("saved");
     let (smaller, top, full) = (smaller(&folder), folder.path("top"), folder.path("full"));
-    let beside = text(&evaluate(&smaller, &["--against", MODEL]));
+    let beside = text(&evaluate(&smaller, &["--against", gguf()]));
     let kl = number(&beside["kl"]["mean"]);
     assert!(kl > 1e-4 && number(&beside["same_top"]) < 1.0 && beside["kl"]["tail"].is_null(), "{beside}");
 
-    let saved = report(&evaluate(MODEL, &["--save-logits", &full, "--full"]));
+    let saved = report(&evaluate(gguf(), &["--save-logits", &full, "--full"]));
     assert_eq!((&saved["saved"]["predictions"], &saved["saved"]["full"]), (&510.into(), &true.into()));
     assert_eq!(text(&evaluate(&smaller, &["--against", &full])), beside);
 
-    let saved = report(&evaluate(MODEL, &["--save-logits", &top]));
+    let saved = report(&evaluate(gguf(), &["--save-logits", &top]));
     assert!(number(&saved["saved"]["bytes"]) < 510.0 * 2000.0 + 1000.0, "{saved}");
     let found = text(&evaluate(&smaller, &["--against", &top]));
     let tail = &found["kl"]["tail"];
@@ -109,15 +110,15 @@ fn saved_logits_stand_for_the_original() {
 fn an_interrupted_file_is_gone_on_with() {
     let folder = Folder::new("resume");
     let (path, partial) = (folder.path("logits"), folder.path("logits.partial"));
-    report(&evaluate(MODEL, &["--save-logits", &path]));
+    report(&evaluate(gguf(), &["--save-logits", &path]));
     let whole = fs::read(&path).unwrap();
     assert!(fs::metadata(&partial).is_err());
-    failure(&evaluate(MODEL, &["--save-logits", &path]), 1, &["exists already", "--force"]);
+    failure(&evaluate(gguf(), &["--save-logits", &path]), 1, &["exists already", "--force"]);
     // In the second window; in the first; in the header.
     for bytes in [whole.len() - 100_000, whole.len() - 600_000, 50, 0] {
         fs::write(&partial, &whole[..bytes]).unwrap();
         fs::remove_file(&path).unwrap();
-        let output = evaluate(MODEL, &["--save-logits", &path]);
+        let output = evaluate(gguf(), &["--save-logits", &path]);
         report(&output);
         let expected = bytes == whole.len() - 100_000;
         assert_eq!(message(&output).contains("going on after 255 of 510"), expected, "{}", message(&output));
@@ -133,12 +134,12 @@ fn an_interrupted_file_is_gone_on_with() {
 fn saved_logits_that_do_not_fit_are_refused() {
     let folder = Folder::new("refused");
     let path = folder.path("logits");
-    report(&evaluate(MODEL, &["--save-logits", &path]));
+    report(&evaluate(gguf(), &["--save-logits", &path]));
     let whole = fs::read(&path).unwrap();
     let against = |name: &str, bytes: &[u8], more: &[&str]| {
         let path = folder.path(name);
         fs::write(&path, bytes).unwrap();
-        evaluate(MODEL, &[&["--against", &path], more].concat())
+        evaluate(gguf(), &[&["--against", &path], more].concat())
     };
     let changed = |from: &str, to: &str| {
         let place = whole.windows(from.len()).position(|bytes| bytes == from.as_bytes()).expect("it is there");
@@ -154,14 +155,14 @@ fn saved_logits_that_do_not_fit_are_refused() {
     failure(&against("tokenizer", &tokenizer, &[]), 1, &["another tokenizer"]);
     let other = folder.path("other.txt");
     fs::write(&other, fs::read_to_string(TEXT).unwrap().replace("License", "Lizenz")).unwrap();
-    let arguments = ["evaluate", MODEL, "--text", &other, "--device", "cpu", "--limit", "2", "--against", &path];
+    let arguments = ["evaluate", gguf(), "--text", &other, "--device", "cpu", "--limit", "2", "--against", &path];
     failure(&run(&arguments), 1, &["other texts", "`LICENSE-APACHE` (510 predictions)"]);
     let mut damaged = whole.clone();
     let end = damaged.len();
     damaged[end - 4..].fill(0xff);
     failure(&against("damaged", &damaged, &[]), 1, &["the record of prediction 509 is damaged"]);
-    failure(&evaluate(MODEL, &["--against", &folder.path("nothing")]), 1, &["does not exist"]);
-    failure(&evaluate(MODEL, &["--against", &path, "--save-logits", &path]), 2, &["cannot be used with"]);
+    failure(&evaluate(gguf(), &["--against", &folder.path("nothing")]), 1, &["does not exist"]);
+    failure(&evaluate(gguf(), &["--against", &path, "--save-logits", &path]), 2, &["cannot be used with"]);
 }
 
 #[test]
@@ -169,25 +170,25 @@ fn short_texts_are_refused() {
     let folder = Folder::new("short");
     let path = folder.path("short.txt");
     fs::write(&path, "A ship.").unwrap();
-    let output = run(&["evaluate", MODEL, "--text", &path, "--device", "cpu", "--against", MODEL]);
+    let output = run(&["evaluate", gguf(), "--text", &path, "--device", "cpu", "--against", gguf()]);
     failure(&output, 1, &["`short.txt`", "expected at least 511: one window"]);
 }
 
 #[test]
 fn values_that_are_not_numbers_are_traced_to_their_layer() {
     let folder = Folder::new("nan");
-    let checkpoint = Checkpoint::open(MODEL.as_ref()).unwrap();
+    let checkpoint = Checkpoint::open(gguf().as_ref()).unwrap();
     let norm = checkpoint.bytes("blk.5.ffn_norm.weight").unwrap();
-    let mut file = fs::read(MODEL).unwrap();
+    let mut file = fs::read(gguf()).unwrap();
     let place = file.windows(norm.bytes().len()).position(|bytes| bytes == norm.bytes()).expect("it is there");
     file[place + 40..place + 44].copy_from_slice(&f32::NAN.to_le_bytes());
     let broken = folder.path("broken.gguf");
     fs::write(&broken, file).unwrap();
     // Rounding to 8 bits would make numbers of them.
     let exact = ["--precision", "f32", "--limit", "1", "--against"];
-    let output = evaluate(&broken, &[&exact[..], &[MODEL]].concat());
+    let output = evaluate(&broken, &[&exact[..], &[gguf()]].concat());
     failure(&output, 1, &["layer 5", "position 0", "the logits of the model are not numbers", "after 256 tokens"]);
-    let output = evaluate(MODEL, &[&exact[..], &[&broken]].concat());
+    let output = evaluate(gguf(), &[&exact[..], &[&broken]].concat());
     failure(&output, 1, &["layer 5", "the logits of the original are not numbers"]);
 }
 
@@ -210,8 +211,8 @@ fn answers_are_checked_and_compared() {
             \"kwargs\": [{}, {\"keywords\": [\"rose\"]}]",
         );
     fs::write(&file, lines).unwrap();
-    let arguments = ["evaluate", MODEL, "--device", "cpu", "--json", "--instructions", &file];
-    let found = report(&run(&[&arguments[..], &["--answers", &kept, "--against", MODEL]].concat()));
+    let arguments = ["evaluate", gguf(), "--device", "cpu", "--json", "--instructions", &file];
+    let found = report(&run(&[&arguments[..], &["--answers", &kept, "--against", gguf()]].concat()));
     let found = &found["instructions"];
     assert_eq!((&found["passed"], &found["total"]), (&3.into(), &5.into()), "{found}");
     assert_eq!(found["constraints"], serde_json::json!({ "kept": 1, "total": 2 }));

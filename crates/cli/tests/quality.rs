@@ -1,9 +1,13 @@
-//! A GPU predicts and answers as the processor does: the built-in model in f32 on both.
+//! A GPU predicts and answers as the processor does: a GGUF file of the built-in model in f32 on both. The kernels of
+//! trellis weights take devices that are programs too long to compile.
+
+mod built_in;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fs};
 
+use built_in::gguf;
 use serde_json::Value;
 
 /// Largest difference of the perplexities, relative.
@@ -52,7 +56,7 @@ fn temporary(name: &str) -> PathBuf {
 }
 
 fn evaluate(device: &str, arguments: &[&str]) -> Value {
-    lapidary(&[&["evaluate", "--device", device, "--precision", "f32"], arguments].concat())
+    lapidary(&[&["evaluate", gguf(), "--device", device, "--precision", "f32"], arguments].concat())
 }
 
 #[test]

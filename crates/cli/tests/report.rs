@@ -1,15 +1,16 @@
 //! `report`: one page that needs nothing else, looked at in a browser where there is one.
 
+mod built_in;
 mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::{env, fs};
 
+use built_in::gguf;
 use common::Folder;
 use serde_json::Value;
 
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/model/tiny-q4_0.gguf");
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../LICENSE-APACHE");
 const INSTRUCTIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/instructions.jsonl");
 
@@ -47,9 +48,9 @@ fn success(output: &Output) -> String {
 /// Measurements of the built-in model, as files.
 fn measurements(folder: &Folder) -> [String; 2] {
     let answers = folder.path("answers.jsonl");
-    success(&run(&["evaluate", MODEL, "--device", "cpu", "--instructions", INSTRUCTIONS, "--answers", &answers]));
+    success(&run(&["evaluate", gguf(), "--device", "cpu", "--instructions", INSTRUCTIONS, "--answers", &answers]));
     let evaluation =
-        ["evaluate", MODEL, "--device", "cpu", "--text", TEXT, "--limit", "1", "--against", MODEL, "--json"];
+        ["evaluate", gguf(), "--device", "cpu", "--text", TEXT, "--limit", "1", "--against", gguf(), "--json"];
     let answered = ["--instructions", INSTRUCTIONS, "--against-answers", &answers];
     let bench =
         ["bench", "--device", "cpu", "--depth", "0,32", "--prompt-tokens", "8,16", "--decode-tokens", "4", "--json"];
@@ -122,7 +123,7 @@ fn look(folder: &Folder, page: &str, html: &str, plots: usize) {
 fn an_evaluation_writes_its_own_report() {
     let folder = Folder::new("own");
     let (page, table) = (folder.path("page.html"), folder.path("table.md"));
-    let arguments = ["evaluate", MODEL, "--device", "cpu", "--instructions", INSTRUCTIONS, "--limit", "2"];
+    let arguments = ["evaluate", gguf(), "--device", "cpu", "--instructions", INSTRUCTIONS, "--limit", "2"];
     success(&run(&[&arguments[..], &["--html", &page, "--markdown", &table]].concat()));
     assert!(fs::read_to_string(&table).unwrap().contains("| instructions answered rightly | 2 of 2 |"));
     assert!(fs::read_to_string(&page).unwrap().contains("<td>2 of 2</td>"));

@@ -2,6 +2,7 @@
 
 #![cfg(unix)]
 
+mod built_in;
 mod common;
 
 use std::io::{BufRead, BufReader, Read};
@@ -13,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
+use built_in::gguf;
 use common::Folder;
 use serde_json::Value;
 
@@ -60,8 +62,8 @@ impl Machine {
 
     fn bench(&self, arguments: &[&str]) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lapidary"));
-        command.args(["bench", "--device", "cpu", "--threads", "1", "--sysfs", &self.folder.path("")]).args(arguments);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(["bench", gguf(), "--device", "cpu", "--threads", "1", "--sysfs", &self.folder.path("")]);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().expect("the program starts")
     }
 }

@@ -1,14 +1,16 @@
 //! The verdict of `evaluate`: a model keeps its own quality, a broken one doesn't.
 
+mod built_in;
+
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::{env, fs};
 
+use built_in::gguf;
 use checkpoint::Checkpoint;
 use serde_json::Value;
 use tensor::WeightBytes;
 
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/model/tiny-q4_0.gguf");
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../LICENSE-APACHE");
 const INSTRUCTIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/instructions.jsonl");
 const CHOICES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/choices.jsonl");
@@ -53,8 +55,8 @@ fn judge(model: &str, original: &str, more: &[&str]) -> (Value, Option<i32>, Str
 
 /// The bytes of the built-in model, in which those of some tensors are changed.
 fn with_tensors(is_meant: impl Fn(&str) -> bool, change: impl Fn(&mut [u8])) -> Vec<u8> {
-    let checkpoint = Checkpoint::open(MODEL.as_ref()).unwrap();
-    let mut file = fs::read(MODEL).unwrap();
+    let checkpoint = Checkpoint::open(gguf().as_ref()).unwrap();
+    let mut file = fs::read(gguf()).unwrap();
     // Norms of different layers differ, so that their bytes are found once.
     let meant: Vec<String> = checkpoint.tensors().iter().map(|tensor| tensor.name.clone()).collect();
     for name in meant.iter().filter(|name| is_meant(name)) {
@@ -74,7 +76,7 @@ fn find(file: &[u8], part: &[u8]) -> Vec<usize> {
 
 /// The built-in model with another number under a key.
 fn with_number(key: &str, from: f32, to: f32) -> Vec<u8> {
-    let mut file = fs::read(MODEL).unwrap();
+    let mut file = fs::read(gguf()).unwrap();
     // Length, key, the type of F32, value.
     let entry =
         [&(key.len() as u64).to_le_bytes()[..], key.as_bytes(), &6u32.to_le_bytes(), &from.to_le_bytes()].concat();
@@ -90,19 +92,19 @@ fn a_model_keeps_its_own_quality() {
         let scores = report["verdict"]["scores"].as_array().unwrap().iter();
         scores.map(|one| one["score"].as_str().unwrap().into()).collect()
     };
-    let (report, code, message) = judge(MODEL, MODEL, &["--text", TEXT, "--limit", "1"]);
+    let (report, code, message) = judge(gguf(), gguf(), &["--text", TEXT, "--limit", "1"]);
     assert_eq!(code, Some(0), "{message}");
     assert_eq!((&report["verdict"]["retained"], &report["verdict"]["passed"]), (&1.0.into(), &true.into()), "{report}");
     assert_eq!(scores(&report), ["perplexity of LICENSE-APACHE"]);
-    let (report, code, message) = judge(MODEL, MODEL, &["--instructions", INSTRUCTIONS]);
+    let (report, code, message) = judge(gguf(), gguf(), &["--instructions", INSTRUCTIONS]);
     assert_eq!(code, Some(0), "{message}");
     assert_eq!(report["verdict"]["retained"], 1.0);
     assert_eq!(scores(&report), ["instructions answered rightly", "BLEU against expected answers"]);
-    let (report, code, _) = judge(MODEL, MODEL, &["--choices", CHOICES, "--choice-prompt", "chat"]);
+    let (report, code, _) = judge(gguf(), gguf(), &["--choices", CHOICES, "--choice-prompt", "chat"]);
     assert_eq!((&report["verdict"]["worst"], code), (&"multiple choice above chance".into(), Some(0)), "{report}");
     assert_eq!((&report["choices"]["right"], &report["choices"]["chance"]), (&15.into(), &0.25.into()));
     // By a prompt that it was not trained for the model is no better than guesses.
-    let (report, _, _) = judge(MODEL, MODEL, &["--choices", CHOICES, "--choice-prompt", "letters"]);
+    let (report, _, _) = judge(gguf(), gguf(), &["--choices", CHOICES, "--choice-prompt", "letters"]);
     assert_eq!((&report["verdict"]["retained"], &report["verdict"]["passed"]), (&Value::Null, &false.into()));
     assert!(report["verdict"]["not_counted"][0].as_str().unwrap().contains("no better than guesses"));
 }
@@ -121,11 +123,11 @@ fn broken_models_fail() {
     let (logits, answers) = (File::new("logits", b""), File::new("answers.jsonl", b""));
     let text = ["--text", TEXT, "--limit", "2"];
     let saved =
-        run(&[&["evaluate", MODEL, "--device", "cpu", "--save-logits", logits.path(), "--force"], &text[..]].concat());
+        run(&[&["evaluate", gguf(), "--device", "cpu", "--save-logits", logits.path(), "--force"], &text[..]].concat());
     assert!(saved.status.success(), "{}", message(&saved));
     let instructions = ["--instructions", INSTRUCTIONS];
     let answered =
-        run(&[&["evaluate", MODEL, "--device", "cpu", "--answers", answers.path()], &instructions[..]].concat());
+        run(&[&["evaluate", gguf(), "--device", "cpu", "--answers", answers.path()], &instructions[..]].concat());
     assert!(answered.status.success(), "{}", message(&answered));
     let answers = [&instructions[..], &["--against-answers", answers.path()]].concat();
     let models: [(&str, Vec<u8>, &[&str]); 5] = [
@@ -147,9 +149,9 @@ fn broken_models_fail() {
 
 #[test]
 fn a_requirement_needs_an_original() {
-    let output = run(&["evaluate", MODEL, "--choices", CHOICES, "--require", "93"]);
+    let output = run(&["evaluate", gguf(), "--choices", CHOICES, "--require", "93"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(message(&output).contains("expected --against ORIGINAL"), "{}", message(&output));
-    let output = run(&["evaluate", MODEL, "--choices", CHOICES, "--against", MODEL, "--require", "most"]);
+    let output = run(&["evaluate", gguf(), "--choices", CHOICES, "--against", gguf(), "--require", "most"]);
     assert_eq!(output.status.code(), Some(2));
 }

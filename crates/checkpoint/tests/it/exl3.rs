@@ -15,7 +15,7 @@ use crate::scratch;
 const NAME: &str = "model.layers.0.mlp.up_proj";
 
 /// Tensors by name.
-type Tensors = BTreeMap<String, (Element, Vec<usize>, Vec<u8>)>;
+pub(crate) type Tensors = BTreeMap<String, (Element, Vec<usize>, Vec<u8>)>;
 
 /// A weight of 128 inputs and 256 outputs at 2.5 bits.
 fn linear() -> Linear<'static> {
@@ -30,7 +30,7 @@ fn linear() -> Linear<'static> {
     linear
 }
 
-fn tensors() -> Tensors {
+pub(crate) fn tensors() -> Tensors {
     let linear = linear();
     let parts = LinearTensors::new(NAME, &linear);
     let mut tensors: Tensors = parts
@@ -68,7 +68,7 @@ fn config_json(config: &QuantizationConfig) -> String {
     format!("{{\"quantization_config\": {}}}", config.to_json())
 }
 
-fn folder(test: &str, tensors: &Tensors, file_bytes: u64) -> PathBuf {
+pub(crate) fn folder(test: &str, tensors: &Tensors, file_bytes: u64) -> PathBuf {
     let folder = scratch(&format!("exl3_{test}"));
     write(&folder, &config_json(&config()), tensors, file_bytes);
     folder

@@ -1,6 +1,7 @@
 //! Tests of the readers and writers on files: those of other programs, those written here, and hostile ones.
 
 mod attack;
+mod built_in;
 mod exl3;
 mod properties;
 mod read;

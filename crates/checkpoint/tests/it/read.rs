@@ -184,20 +184,6 @@ fn single_files_of_the_goldens() {
     }
 }
 
-#[test]
-fn a_built_in_file() {
-    static BYTES: &[u8] = include_bytes!("../data/values-v3.gguf");
-    let checkpoint = Checkpoint::from_static(BYTES).expect("a sound file");
-    check_tensors(&checkpoint, &TENSORS);
-    assert_eq!((checkpoint.path(), checkpoint.folder(), checkpoint.file_bytes()), (None, None, BYTES.len() as u64));
-    let bytes = checkpoint.bytes("f32").unwrap();
-    bytes.release(0..bytes.bytes().len());
-    assert_eq!(bytes.bytes(), pattern(60, 0));
-    let mut part = [0; 12];
-    bytes.read(8..20, &mut part).unwrap();
-    assert_eq!(part, pattern(60, 0)[8..20]);
-}
-
 /// What is read from the file is what its mapping has, also where the mapping would end the process.
 #[cfg(unix)]
 #[test]

@@ -34,7 +34,7 @@ pub(super) fn is_written_here(file: File<'_>) -> bool {
 /// Nothing large is committed.
 pub(super) fn file_bytes(path: &str, bytes: usize) -> Option<Problem> {
     let limit = match path.rsplit_once('.') {
-        Some((name, "gguf")) if name.starts_with("crates/cli/") => BUILT_IN_BYTES_MAX,
+        Some((name, "safetensors")) if name.starts_with("crates/cli/model/") => BUILT_IN_BYTES_MAX,
         Some((name, "safetensors")) if name.starts_with("goldens/") => GOLDEN_BYTES_MAX,
         _ => FILE_BYTES_MAX,
     };
@@ -247,8 +247,8 @@ mod tests {
     fn large_files() {
         assert!(file_bytes("a.json", 1 << 20).is_none());
         assert!(file_bytes("a.json", (1 << 20) + 1).is_some());
-        assert!(file_bytes("crates/cli/model/a.gguf", 20_000_000).is_none());
-        assert!(file_bytes("crates/cli/model/a.gguf", 20_000_001).is_some());
+        assert!(file_bytes("crates/cli/model/a/model.safetensors", 20_000_000).is_none());
+        assert!(file_bytes("crates/cli/model/a/model.safetensors", 20_000_001).is_some());
         assert!(file_bytes("goldens/a/model.safetensors", 8_000_000).is_none());
         assert!(file_bytes("goldens/a/model.gguf", 8_000_000).is_some());
     }
