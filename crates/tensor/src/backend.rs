@@ -68,8 +68,9 @@ pub trait WeightSource: Sync {
 pub enum Precision {
     /// Activations may be rounded to 8 bits per block of 32 for integer dot products (f32 accumulation between
     /// blocks), or to bf16 for bf16 weights; for trellis weights after they were scaled and rotated, and the weights of
-    /// MUL1 need not be rounded to binary16. With caches in F16 or Q8_0, attention may round queries, the positions'
-    /// weights (of which the largest is 1 at that time) and what it reads from the caches to f16 (f32 accumulation).
+    /// MUL1 need not be rounded to binary16, and at up to 4 bits may be off by 1/200 of their deviation. With caches in
+    /// F16 or Q8_0, attention may round queries, the positions' weights (of which the largest is 1 at that time) and
+    /// what it reads from the caches to f16 (f32 accumulation).
     #[default]
     Fast,
     /// Weights are decoded to f32 and all arithmetic is f32: for comparing.

@@ -1,5 +1,6 @@
 //! AVX2: for 16 weights, 3 instructions take their states out of the words, 4 multiply, 3 add up bytes, and 2 multiply
-//! with the activations and add.
+//! with the activations and add. For single rows and up to 4 bits, 2 instructions have the mean of bytes in place of
+//! their sum: it is rounded up, by ¼ on average, and its deviation of ¼ is 0.5 % of the weights' in all.
 //!
 //! A vector of words takes two registers: tiles 0 to 3 along the outputs, and 4 to 7.
 
@@ -71,7 +72,14 @@ unsafe fn multiply_one_unchecked<const H: usize>(unit: *const u16, row: &Row<'_>
                 let quants = row.quants[half * UNIT / 2..].first_chunk().expect("half of the inputs");
                 for_positions!(multiply_position::<H>(&words, quants, &mut totals));
             }
-            add_sums(totals, row, &mut sums[group * 16 + part * 8..]);
+            let sums = &mut sums[group * 16 + part * 8..];
+            if rounds_codes(H) {
+                // Twice the sum of two means is on average one more than the code.
+                let totals = totals.map(|total| _mm256_slli_epi32(total, 1));
+                add_sums(totals, &Row { zero: row.zero + row.sum, ..*row }, sums);
+            } else {
+                add_sums(totals, row, sums);
+            }
         }
     }
 }
@@ -117,7 +125,8 @@ fn multiply_position<const H: usize, const P: usize>(
     quants: &[i16; UNIT / 2],
     totals: &mut [__m256i; 2],
 ) {
-    let products = _mm256_madd_epi16(code::<H, P>(words), four_quants(quants, input_of(P)));
+    let code = if rounds_codes(H) { half_code::<H, P>(words) } else { code::<H, P>(words) };
+    let products = _mm256_madd_epi16(code, four_quants(quants, input_of(P)));
     totals[side_of(P)] = _mm256_add_epi32(totals[side_of(P)], products);
 }
 
@@ -133,18 +142,36 @@ fn decode_position<const H: usize, const P: usize>(
     unsafe { _mm256_storeu_si256(codes.as_mut_ptr().cast(), code::<H, P>(words)) };
 }
 
+/// Whether single rows round codes: where what quantization has lost is a hundred times as much.
+const fn rounds_codes(half_bits: usize) -> bool {
+    half_bits <= 8
+}
+
 /// The codes at a position, sums of bytes.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn code<const H: usize, const P: usize>(words: &[__m256i; WORDS_MAX]) -> __m256i {
+    let ([low, high], ones) = (product(state::<H, P>(words)), _mm256_set1_epi8(1));
+    _mm256_add_epi16(_mm256_maddubs_epi16(low, ones), _mm256_maddubs_epi16(high, ones))
+}
+
+/// About half of the codes, and ½.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn half_code<const H: usize, const P: usize>(words: &[__m256i; WORDS_MAX]) -> __m256i {
+    let [low, high] = product(state::<H, P>(words));
+    _mm256_maddubs_epi16(_mm256_avg_epu8(low, high), _mm256_set1_epi8(1))
+}
+
+/// The lower and the upper halves of the states' products, of 32 bits.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn product(state: __m256i) -> [__m256i; 2] {
     const MULTIPLIER: u32 = Codebook::Mul1.multiplier();
     let (low_factor, high_factor) =
         (_mm256_set1_epi16(MULTIPLIER as i16), _mm256_set1_epi16((MULTIPLIER >> 16) as i16));
-    let state = state::<H, P>(words);
-    let low = _mm256_mullo_epi16(state, low_factor);
     let high = _mm256_add_epi16(_mm256_mulhi_epu16(state, low_factor), _mm256_mullo_epi16(state, high_factor));
-    let ones = _mm256_set1_epi8(1);
-    _mm256_add_epi16(_mm256_maddubs_epi16(low, ones), _mm256_maddubs_epi16(high, ones))
+    [_mm256_mullo_epi16(state, low_factor), high]
 }
 
 /// The states at a position.

@@ -36,6 +36,8 @@ type Multiply = fn(codes: &Codes, group: usize, rows: &[Row<'_>], sums: &mut [Su
 #[derive(Clone, Copy)]
 struct Row<'a> {
     quants: &'a [i16; UNIT],
+    /// Of the quants.
+    sum: i32,
     zero: i32,
     factor: f32,
 }
@@ -159,7 +161,7 @@ fn add_bytes(
     for (unit, input) in matrix.units(block, inputs.clone()).chunks_exact(unit_words(matrix.rate)).zip(inputs) {
         let quants = bytes.quants[input * UNIT..][..UNIT].try_into().expect("a block of quants");
         let (scale, sum) = (bytes.scales[input], bytes.sums[input]);
-        multiply(unit, &Row { quants, zero: affine.zero * sum, factor: affine.factor * scale }, sums);
+        multiply(unit, &Row { quants, sum, zero: affine.zero * sum, factor: affine.factor * scale }, sums);
         activations += scale * sum as f32;
     }
     sums.iter_mut().for_each(|sum| *sum += affine.offset * activations);
@@ -167,7 +169,8 @@ fn add_bytes(
 
 fn row_of(rotated: &Rotated, index: usize, affine: Affine) -> Row<'_> {
     let quants = rotated.quants[index * UNIT..][..UNIT].try_into().expect("a block of quants");
-    Row { quants, zero: affine.zero * rotated.sums[index], factor: affine.factor * rotated.scales[index] }
+    let sum = rotated.sums[index];
+    Row { quants, sum, zero: affine.zero * sum, factor: affine.factor * rotated.scales[index] }
 }
 
 /// One unit, whose codes are made once for all rows.
