@@ -50,8 +50,8 @@ const SCALES: f64 = 4.5;
 /// Tiles of a search at each scale: those from all over, and those with the largest weights.
 const SEARCHED: [f64; 2] = [64.0, 16.0];
 
-/// Outputs that are rounded for trial, over those of a tile.
-const TRIAL: f64 = 2.0;
+/// Outputs that get errors for trial.
+const TRIAL: f64 = 32.0;
 
 /// What a run does, in operations that take about the same time each. Products are counted as multiplications with an
 /// addition.
@@ -119,12 +119,11 @@ impl Work {
         for (target, &rate) in plan.targets.iter().zip(rates) {
             let (inputs, weights) = (target.inputs() as f64, target.weights() as f64);
             let tiles = weights / LEN as f64;
-            let trial = if task.options.feedback { TRIAL * inputs / 16.0 } else { 0.0 };
             let blocks = target.outputs() as f64 / 128.0;
             let searched = SEARCHED[0].min(tiles / 8.0).max(blocks) + SEARCHED[1].min(blocks);
-            *work.tiles.entry(rate).or_default() += tiles + SCALES * searched + trial;
+            *work.tiles.entry(rate).or_default() += tiles + SCALES * searched;
             work.weights += weights;
-            work.feedback += if task.options.feedback { inputs * weights / 2.0 } else { 0.0 };
+            work.feedback += if task.options.feedback { inputs * (weights + TRIAL * inputs) / 2.0 } else { 0.0 };
         }
         for target in inputs(plan) {
             let inputs = target.inputs() as f64;
