@@ -13,7 +13,7 @@ use crate::features::DeviceKind;
 use crate::kernel::trellis_encode::{Addresses, supports, trellis_encode};
 use crate::memory::{Arena, Place, Slice, available};
 use crate::pipeline::Pipelines;
-use crate::upload::write;
+use crate::transfer::send;
 
 /// Seconds that a submission should take, far below what a driver allows.
 const SUBMISSION: f64 = 0.2;
@@ -172,7 +172,7 @@ impl TrellisEncoder {
         }
         let bytes: &[u8] = bytemuck::cast_slice(metric.table());
         let table = self.memory.allocate(bytes.len() as u64, "a codebook")?;
-        write(&self.context, &mut self.commands, bytes, table)?;
+        send(&self.context, &mut self.commands, bytes, table)?;
         self.tables.push((codebook, table));
         Ok(table)
     }

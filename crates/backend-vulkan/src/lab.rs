@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use ash::vk;
 use tensor::BackendError;
 
-use crate::commands::{Commands, Stamps, barrier, copy, host_barrier, record_dispatches};
+use crate::commands::{Commands, Stamps, barrier, record_dispatches};
 use crate::context::Context;
 use crate::dispatch::Dispatch;
 use crate::features::Features;
 use crate::memory::{Arena, Place, Slice};
 use crate::pipeline::Pipelines;
-use crate::upload::write;
+use crate::transfer::{receive, send};
 
 /// Time that a device that was idle works before something is timed.
 const WARM_UP: Duration = Duration::from_millis(300);
@@ -83,7 +83,7 @@ impl Lab {
     /// No memory, or a device that fails.
     pub(crate) fn upload(&mut self, bytes: &[u8]) -> Result<Slice, BackendError> {
         let slice = self.memory.allocate(bytes.len() as u64, "the lab")?;
-        write(&self.context, &mut self.commands, bytes, slice)?;
+        send(&self.context, &mut self.commands, bytes, slice)?;
         Ok(slice)
     }
 
@@ -100,16 +100,7 @@ impl Lab {
     /// # Errors
     /// No memory, or a device that fails.
     pub(crate) fn download(&mut self, slice: Slice, len: usize) -> Result<Vec<u8>, BackendError> {
-        let mut arena = Arena::new(&self.context, Place::Download, 0);
-        let mut staging = arena.allocate(len as u64, "the lab")?;
-        let context = self.context.clone();
-        self.commands.once(|buffer| {
-            copy(&context, buffer, slice, staging, len as u64);
-            host_barrier(&context, buffer);
-            Ok(())
-        })?;
-        // SAFETY: the copy is done.
-        Ok(unsafe { staging.bytes_mut() }.expect("mapped memory")[..len].to_vec())
+        receive(&self.context, &mut self.commands, slice, len)
     }
 
     /// Runs the dispatches once, in order, with barriers where they are needed.

@@ -29,8 +29,8 @@ use crate::plan::Rope;
 use crate::record::{Counts, attention_shape};
 use crate::scene::{Scene, plans};
 use crate::trace::Trace;
-use crate::transfer::copy_bytes;
-use crate::upload::{Ring, chunks, trellis_chunks, upload, write};
+use crate::transfer::{copy_bytes, send};
+use crate::upload::{Ring, chunks, trellis_chunks, upload};
 
 /// Bytes that are copied to the processor at once.
 pub(crate) const DOWNLOAD_BYTES: u64 = 16 << 20;
@@ -100,7 +100,7 @@ impl VulkanLoaded {
         for (rope, slice) in &ropes {
             let Rope { head_dim, base, position_divisor } = *rope;
             let tables = RopeTables::new(base.0, position_divisor.0, head_dim, options.context_max);
-            write(context, &mut commands, &tables.bytes(), *slice)?;
+            send(context, &mut commands, &tables.bytes(), *slice)?;
         }
         let address = |(rope, slice): (Rope, Slice)| (rope, RopeAddresses::new(slice.address, rope.head_dim));
         let ropes = ropes.into_iter().map(address).collect();

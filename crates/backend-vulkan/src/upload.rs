@@ -18,9 +18,8 @@ use tensor::BackendError;
 
 pub(crate) use self::chunk::{Chunk, chunks, trellis_chunks};
 pub(crate) use self::worker::Worker;
-use crate::commands::{self, Commands, barrier};
 use crate::context::Context;
-use crate::memory::{Arena, Place, Slice};
+use crate::memory::Place;
 use crate::pipeline::Pipelines;
 
 /// Threads that read: twice as many as it takes to read from memory as fast as a fast bus copies.
@@ -136,25 +135,4 @@ fn feed(
         }
     }
     Ok(())
-}
-
-/// Writes a few bytes to the device.
-///
-/// # Errors
-/// No memory for them, or a device that fails.
-pub(crate) fn write(
-    context: &Arc<Context>,
-    commands: &mut Commands,
-    bytes: &[u8],
-    target: Slice,
-) -> Result<(), BackendError> {
-    let mut arena = Arena::new(context, Place::Upload, 0);
-    let mut staging = arena.allocate(bytes.len() as u64, "staging")?;
-    // SAFETY: the device does not know the memory yet.
-    unsafe { staging.bytes_mut() }.expect("staging is mapped")[..bytes.len()].copy_from_slice(bytes);
-    commands.once(|buffer| {
-        commands::copy(context, buffer, staging, target, bytes.len() as u64);
-        barrier(context, buffer);
-        Ok(())
-    })
 }

@@ -252,28 +252,32 @@ fn search_scale(
     }
     let rotated = rotated_block(weight, factor.suh(), svh, blocks / 2);
     let trial: Vec<f32> = rotated.chunks_exact(BLOCK).flat_map(|row| &row[..TRIAL_OUTPUTS]).map(|w| w * best).collect();
-    Ok(widening(&trial, TRIAL_OUTPUTS, factor, encoder.rate()) / best)
+    let strip = Strip { weights: &trial, width: TRIAL_OUTPUTS, factor, feedback: true };
+    Ok(widening(&strip, |band, targets| Ok(with_random_errors(encoder.rate(), band, targets)))? / best)
 }
 
-/// The deviation of what the encoder would get over that of the weights `[inputs, width]`, where errors in a band count
-/// as they do in the layer's error. Nothing is rounded: random numbers stand for what tiles lack, so that no band has
-/// to wait for a device.
-fn widening(weights: &[f32], width: usize, factor: &Factor, rate: Rate) -> f32 {
+/// The deviation of what gets rounded over that of the weights, where errors in a band count as they do in the layer's
+/// error. `round` as of [`Strip::round`].
+fn widening(
+    strip: &Strip<'_>,
+    mut round: impl FnMut(usize, &[f32]) -> Result<Vec<f32>, QuantizeError>,
+) -> Result<f32, QuantizeError> {
     let (mut with, mut without) = (0.0, 0.0);
-    let strip = Strip { weights, width, factor, feedback: true };
-    let noise = |band: usize, targets: &[f32]| -> Vec<f32> {
-        let deviation = (distortion(rate) * squares(targets) / targets.len() as f64).sqrt() as f32;
-        let first = (band * SIDE * width) as u64;
-        (first..).zip(targets).map(|(index, target)| target + deviation * normal(TRIAL_SEED, index)).collect()
-    };
-    let rounded = strip.round(|band, targets| {
-        let importance = squares(factor.root(band));
+    strip.round(|band, targets| {
+        let importance = squares(strip.factor.root(band));
         with += importance * squares(targets);
-        without += importance * squares(&weights[band * SIDE * width..][..SIDE * width]);
-        Ok(noise(band, targets))
-    });
-    rounded.expect("random numbers don't fail");
-    if without > 0.0 { (with / without).sqrt() as f32 } else { 1.0 }
+        without += importance * squares(&strip.weights[band * SIDE * strip.width..][..targets.len()]);
+        round(band, targets)
+    })?;
+    Ok(if without > 0.0 { (with / without).sqrt() as f32 } else { 1.0 })
+}
+
+/// A band with random numbers for what tiles of a rate lack: nothing is rounded, so that no band has to wait for a
+/// device.
+fn with_random_errors(rate: Rate, band: usize, targets: &[f32]) -> Vec<f32> {
+    let deviation = (distortion(rate) * squares(targets) / targets.len() as f64).sqrt() as f32;
+    let first = (band * targets.len()) as u64;
+    (first..).zip(targets).map(|(index, target)| target + deviation * normal(TRIAL_SEED, index)).collect()
 }
 
 /// Some outputs of a rotated weight that are rounded together, `[inputs, width]`, where `width` is a multiple of 16.
@@ -411,17 +415,12 @@ mod tests {
             let (factor, deviation) = (factor(inputs, shared), encoder.codebook().deviation());
             let weights: Vec<f32> =
                 (0..(inputs * width) as u64).map(|index| 0.9 * deviation * normal(6, index)).collect();
-            let (mut with, mut without, mut scratch) = (0.0, 0.0, None);
             let strip = Strip { weights: &weights, width, factor: &factor, feedback: true };
-            let rounded = strip.round(|band, targets| {
-                let importance = squares(factor.root(band));
-                with += importance * squares(targets);
-                without += importance * squares(&weights[band * SIDE * width..][..SIDE * width]);
-                Ok(encode_band(&encoder, &mut scratch, width, targets)?.0)
-            });
-            rounded.expect("tiles");
-            let expected = (with / without).sqrt() as f32;
-            let found = widening(&weights, width, &factor, rate);
+            let mut scratch = None;
+            let rounded = |_, targets: &[f32]| Ok(encode_band(&encoder, &mut scratch, width, targets)?.0);
+            let expected = widening(&strip, rounded).expect("tiles");
+            let found = widening(&strip, |band, targets| Ok(with_random_errors(rate, band, targets)));
+            let found = found.expect("random numbers");
             assert!((found / expected - 1.0).abs() < 0.02, "{rate} bits, {shared}: {found}, rounding has {expected}");
         }
     }

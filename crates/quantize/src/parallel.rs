@@ -1,6 +1,8 @@
 //! Work for several threads.
 
+use std::panic::resume_unwind;
 use std::sync::Mutex;
+use std::thread::ScopedJoinHandle;
 
 /// What `work` makes of each item, in the order of the items. `threads` of them (at least one) take the next item
 /// whenever they are free, so the results must not depend on who works on what.
@@ -24,6 +26,11 @@ pub(crate) fn map<I: Send, R: Send>(items: Vec<I>, threads: usize, work: impl Fn
     });
     let results = results.into_inner().expect("no panics with the results locked");
     results.into_iter().map(|result| result.expect("a result for each item")).collect()
+}
+
+/// What a thread found, or its panic.
+pub(crate) fn join<R>(thread: ScopedJoinHandle<'_, R>) -> R {
+    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 #[cfg(test)]

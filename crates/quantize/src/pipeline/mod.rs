@@ -17,7 +17,6 @@ mod sensitivity;
 mod states;
 mod workspace;
 
-use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -30,7 +29,7 @@ use tensor::format::trellis::hadamard::BLOCK;
 use tensor::format::trellis::{Linear, Rate};
 use tensor::{Backend, WeightBytes};
 
-use crate::{HessianDevice, TileQueue};
+use crate::{HessianDevice, TileQueue, parallel};
 use allocate::Item;
 use folder::About;
 use plan::{Plan, Target};
@@ -319,7 +318,7 @@ impl Layers<'_> {
         let count = Count { observer, stage: Stage::Quantization, done, total };
         thread::scope(|scope| {
             // The states are written while the next layer is under way.
-            let mut written = None;
+            let mut written: Option<ScopedJoinHandle<'_, _>> = None;
             for layer in first..layers {
                 let linears = match self.read(layer) {
                     Some(linears) => {
@@ -334,10 +333,10 @@ impl Layers<'_> {
                 };
                 states = self.task.runner().layer(layer, &self.replaced(layer, linears), &states)?;
                 let kept = states.clone();
-                wait(written.take())?;
+                written.take().map_or(Ok(()), parallel::join)?;
                 written = Some(scope.spawn(move || self.workspace.write_states(layer + 1, &kept)));
             }
-            wait(written)
+            written.map_or(Ok(()), parallel::join)
         })?;
         if self.read(layers).is_none() {
             let linears = self.head(&states, &count)?;
@@ -388,11 +387,6 @@ impl Layers<'_> {
         let pairs = self.plan.of_layer(layer).map(|(_, target)| target).zip(linears);
         pairs.map(|(target, linear)| (target.tensor.entry.name.clone(), replacement(target, linear))).collect()
     }
-}
-
-/// Waits for a thread, if there is one.
-fn wait(thread: Option<ScopedJoinHandle<'_, Result<(), PipelineError>>>) -> Result<(), PipelineError> {
-    thread.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
 }
 
 /// A trellis without its padding, in f32.

@@ -5,10 +5,9 @@
 //! on with the error, and in the end all copies are compared. So one layer at a time is in memory, and the time is that
 //! of half the layers for each weight.
 
-use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::thread::{self, ScopedJoinHandle};
+use std::thread;
 
 use tensor::format::trellis::Rate;
 use tensor::format::trellis::hadamard::BLOCK;
@@ -267,8 +266,7 @@ impl Probe<'_> {
             let changed = &changed;
             let inputs = hessians.iter().enumerate();
             let threads: Vec<_> = inputs.map(|(input, hessian)| scope.spawn(move || changed(input, hessian))).collect();
-            let join = |thread: ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
-            threads.into_iter().try_for_each(|thread| run(join(thread)))
+            threads.into_iter().try_for_each(|thread| run(parallel::join(thread)))
         })?;
         Ok(trials)
     }
